@@ -1,0 +1,2 @@
+//! The batch pipeline (no I/O), the worker loop, the driver trait, counters.
+pub mod driver;

@@ -1,0 +1,74 @@
+//! Why a frame went no further. One variant a reason; each is counted in one place and shown by `uvs stats`.
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal,)+) => {
+        /// Why a frame was dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl DropReason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The name in `uvs stats` and metrics.
+            pub fn name(self) -> &'static str {
+                match self { $(DropReason::$variant => $name,)+ }
+            }
+
+            /// What it means, for an operator.
+            pub fn explanation(self) -> &'static str {
+                match self { $(DropReason::$variant => concat!($($doc,)+).trim_ascii_start(),)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than its headers, or than the lengths in them.
+    Truncated => "truncated",
+    /// IPv4 header with a wrong version, header length or total length; IPv6 with a wrong payload length.
+    BadIpHeader => "bad_ip_header",
+    /// The IPv4 header checksum is wrong.
+    BadIpChecksum => "bad_ip_checksum",
+    /// TCP data offset below 5 or past the end of the packet.
+    BadTcpHeader => "bad_tcp_header",
+    /// UDP length below 8 or past the end of the packet.
+    BadUdpHeader => "bad_udp_header",
+    /// ICMP with a wrong checksum, or a quote too short to name a connection.
+    BadIcmp => "bad_icmp",
+    /// IPv4 source route option (RFC 7126 section 4.3).
+    SourceRoute => "source_route",
+    /// Not IPv4 or IPv6, or a VLAN tag where none is served.
+    NotIp => "not_ip",
+    /// A fragment whose datagram never became whole, or that overlaps another.
+    Fragment => "fragment",
+    /// No room to hold another fragment.
+    FragmentMemory => "fragment_memory",
+    /// TTL or hop limit used up; the sender got a time-exceeded.
+    TtlExpired => "ttl_expired",
+    /// No usable destination: none, all of weight 0, or all over their threshold; the sender got port-unreachable.
+    NoDestination => "no_destination",
+    /// The connection's destination was removed from its service.
+    DestinationGone => "destination_gone",
+    /// No route to the destination; the sender got host-unreachable.
+    NoRoute => "no_route",
+    /// The next hop's link address is not known (yet).
+    NoNeighbour => "no_neighbour",
+    /// Larger than the MTU of its way; the sender got fragmentation-needed or packet-too-big.
+    TooBig => "too_big",
+    /// The connection table is full of established connections.
+    TableFull => "table_full",
+    /// A NAT destination's packet that belongs to no connection; never sent on with its private address.
+    NoConnection => "no_connection",
+    /// An ICMP error about no known connection, or of a type that is not forwarded.
+    IcmpUnrelated => "icmp_unrelated",
+    /// No free frame buffer for what had to be sent.
+    NoBuffer => "no_buffer",
+    /// No headroom in front of the frame for an outer header.
+    NoHeadroom => "no_headroom",
+    /// The interface's transmit ring stayed full, or its driver refused the frame.
+    TransmitFailed => "transmit_failed",
+    /// The frame was for the local stack, and the tun device did not take it.
+    HandBackFailed => "hand_back_failed",
+}

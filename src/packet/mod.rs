@@ -1,0 +1,35 @@
+//! Bytes to meaning and back: parsing, rewriting, checksums, flow keys, and why a frame was dropped.
+//!
+//! A [`Frame`] is an Ethernet frame in a buffer with headroom. [`parse`](parse::parse) turns its bytes into a
+//! [`Parsed`]; only that function makes one, so afterwards its offsets are trusted. Nothing here knows a service,
+//! a table or a driver.
+
+pub mod checksum;
+pub mod drop_reason;
+pub mod flow;
+pub mod frame;
+pub mod parse;
+pub mod rewrite;
+
+pub use drop_reason::DropReason;
+pub use flow::{Family, FlowKey, Protocol};
+pub use frame::{ChecksumOffload, Frame, NoRoom, Offload, Segmentation, SegmentationKind};
+pub use parse::{Parsed, TcpFlags};
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let m = self.0;
+        write!(
+            f,
+            "{:02x}:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}",
+            m[0], m[1], m[2], m[3], m[4], m[5]
+        )
+    }
+}
+
+/// Bytes of an Ethernet header without VLAN tag.
+pub const ETHERNET_HEADER_LEN: usize = 14;
