@@ -1,0 +1,137 @@
+//! One worker: a pinned thread that owns its queues of every interface and runs the pipeline over them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use hdrhistogram::Histogram;
+
+use super::counters::WorkerShared;
+use super::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
+use super::pipeline::Pipeline;
+use crate::table::Table;
+
+/// How often an idle worker looks up by itself: expiry of held fragments, heartbeat.
+const SLEEP_MAX: Duration = Duration::from_millis(250);
+/// Latencies above this are recorded as this (1 s).
+const LATENCY_MAX_NS: u64 = 1_000_000_000;
+
+/// What the control thread asks of a worker. Each is answered between two batches.
+pub enum WorkerCommand {
+    /// Work by this table from now on; the old one comes back to be freed elsewhere.
+    Table(Arc<Table>, Sender<Arc<Table>>),
+    /// Send a copy of the slow numbers.
+    Statistics(Sender<SlowStatistics>),
+    /// Leave the loop after the current batch.
+    Stop,
+}
+
+/// Numbers that are copied on request, because they are large or cost a system call.
+pub struct SlowStatistics {
+    /// Nanoseconds from receive to transmit, one count a frame.
+    pub latency_ns: Histogram<u64>,
+    /// Frames a batch.
+    pub batch_sizes: Histogram<u64>,
+    /// Of each interface, in the order of [`crate::table::InterfaceId`].
+    pub interfaces: Vec<InterfaceStatistics>,
+}
+
+/// Everything that one worker thread owns.
+pub struct Worker<D: Driver> {
+    driver: D,
+    pipeline: Pipeline<D::Frame>,
+    table: Arc<Table>,
+    commands: Receiver<WorkerCommand>,
+    shared: Arc<WorkerShared>,
+    /// Nanoseconds of CLOCK_BOOTTIME.
+    clock: fn() -> u64,
+    /// Empty rounds before it sleeps.
+    spin_rounds: u32,
+    latency_ns: Histogram<u64>,
+    batch_sizes: Histogram<u64>,
+}
+
+impl<D: Driver> Worker<D> {
+    /// A worker ready to [`run`](Worker::run) on the thread that will own it.
+    pub fn new(
+        driver: D,
+        pipeline: Pipeline<D::Frame>,
+        table: Arc<Table>,
+        commands: Receiver<WorkerCommand>,
+        shared: Arc<WorkerShared>,
+        clock: fn() -> u64,
+        spin_rounds: u32,
+    ) -> Worker<D> {
+        let latency_ns = Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("1 s at 3 digits is a legal histogram");
+        let batch_sizes = Histogram::new_with_max(BATCH_MAX as u64 * 2, 3).expect("128 at 3 digits is legal");
+        Worker { driver, pipeline, table, commands, shared, clock, spin_rounds, latency_ns, batch_sizes }
+    }
+
+    /// Works until told to stop. Everything that can fail has been done before.
+    pub fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut idle_rounds = 0;
+        loop {
+            WorkerShared::bump(&self.shared.heartbeat);
+            while let Ok(command) = self.commands.try_recv() {
+                if self.obey(command) {
+                    return;
+                }
+            }
+            if self.round(&mut batch) > 0 {
+                idle_rounds = 0;
+            } else if idle_rounds < self.spin_rounds {
+                idle_rounds += 1;
+                std::hint::spin_loop();
+            } else {
+                self.pipeline.idle((self.clock)(), &mut self.driver);
+                self.driver.flush();
+                self.pipeline.publish(&self.shared);
+                self.pipeline.offline();
+                self.driver.wait(SLEEP_MAX);
+                self.pipeline.online();
+                idle_rounds = 0;
+            }
+        }
+    }
+
+    /// One batch: receive, process, transmit, count. Returns how many frames came.
+    fn round(&mut self, batch: &mut Vec<Received<D::Frame>>) -> usize {
+        let received = self.driver.receive(batch);
+        if received == 0 {
+            return 0;
+        }
+        let start_ns = (self.clock)();
+        self.pipeline.process(&mut self.driver, batch, &self.table, start_ns);
+        self.driver.flush();
+        self.pipeline.publish(&self.shared);
+        let spent_ns = (self.clock)().saturating_sub(start_ns);
+        self.latency_ns.saturating_record_n(spent_ns.max(1), received as u64);
+        self.batch_sizes.saturating_record(received as u64);
+        WorkerShared::bump(&self.shared.batches);
+        received
+    }
+
+    /// Carries out a command; `true` = stop.
+    fn obey(&mut self, command: WorkerCommand) -> bool {
+        match command {
+            WorkerCommand::Table(table, done) => {
+                let old = std::mem::replace(&mut self.table, table);
+                // The control thread may have given up waiting: then the old table is freed here, which is harmless.
+                drop(done.send(old));
+            }
+            WorkerCommand::Statistics(reply) => {
+                self.pipeline.publish(&self.shared);
+                let statistics = SlowStatistics {
+                    latency_ns: self.latency_ns.clone(),
+                    batch_sizes: self.batch_sizes.clone(),
+                    interfaces: self.driver.statistics(),
+                };
+                // As above: nobody waits any more, nothing is lost.
+                drop(reply.send(statistics));
+            }
+            WorkerCommand::Stop => return true,
+        }
+        false
+    }
+}
