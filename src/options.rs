@@ -1,0 +1,183 @@
+//! What the command line of `uvs` says, as plain data: one struct a subcommand, with unit, range and default of
+//! every option in its help text.
+//!
+//! The structs stand below `io`, `control` and `demo`, whose `run` functions take them; [`crate::cli`] holds the
+//! command tree. A value that the configuration file may give as well is an `Option`: `None` means "not given here".
+
+use std::path::PathBuf;
+
+/// Where the control socket is when neither `--socket` nor `UVS_SOCKET` says otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/uvs/uvs.sock";
+
+/// Name of the environment variable that names the control socket, for client and daemon alike.
+pub const SOCKET_VARIABLE: &str = "UVS_SOCKET";
+
+/// Where the running rules are saved by default.
+pub const STATE_DIR_DEFAULT: &str = "/var/lib/uvs";
+
+/// Connection entries by default.
+pub const CONNECTIONS_DEFAULT: u32 = 1 << 20;
+
+/// Options of `uvs run`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct RunOptions {
+    /// Interface to serve, by name; may be given several times (1 to 16). Required here or in the configuration
+    #[arg(short, long = "interface", value_name = "IF")]
+    pub interfaces: Vec<String>,
+
+    /// Worker threads, 1 to 256; each is pinned to a CPU and owns every N-th receive queue of every interface
+    /// [default: one a CPU, not more than there are queues]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+
+    /// How frames are taken off the interfaces [default: auto]
+    #[arg(long, value_enum, value_name = "DRIVER")]
+    pub driver: Option<DriverChoice>,
+
+    /// Connection entries, 1024 to 67108864, 64 bytes of the run directory each; persistence templates included
+    /// [default: 1048576]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=67_108_864))]
+    pub connections: Option<u32>,
+
+    /// Configuration: TOML (every key in configs/reference.toml), or rules as `ipvsadm -S` writes them. Applied at
+    /// start when its content differs from what was last applied, and on SIGHUP
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Folder of the running rules, saved at each change
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR_DEFAULT)]
+    pub state_dir: PathBuf,
+
+    /// Folder of the connection entries; must be on tmpfs [default: /run/uvs, or /dev/shm/uvs where /run is no tmpfs]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+
+    /// Where to listen for commands.
+    #[command(flatten)]
+    pub socket: SocketOption,
+
+    /// Take the place of the running daemon of this state directory without losing a connection
+    #[arg(long)]
+    pub takeover: bool,
+}
+
+/// How frames are taken off an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DriverChoice {
+    /// The best that each interface can: xdp zero-copy, xdp native, else raw
+    #[default]
+    Auto,
+    /// AF_XDP by the crate `xdp`: zero-copy, native or generic, and says which
+    Xdp,
+    /// AF_XDP by the crate `afxdp`; only in builds with the feature `afxdp`
+    Afxdp,
+    /// Packet sockets, for cards and kernels without AF_XDP
+    Raw,
+}
+
+/// Which control socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct SocketOption {
+    /// Control socket [default: $UVS_SOCKET, or /run/uvs/uvs.sock]
+    #[arg(long = "socket", value_name = "PATH")]
+    pub path: Option<PathBuf>,
+}
+
+impl SocketOption {
+    /// The path to use: the option, else `UVS_SOCKET`, else [`SOCKET_DEFAULT`].
+    pub fn resolve(&self) -> PathBuf {
+        let variable = || std::env::var_os(SOCKET_VARIABLE).filter(|value| !value.is_empty());
+        self.path
+            .clone()
+            .or_else(|| variable().map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT))
+    }
+}
+
+/// Options of `uvs stop`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct StopOptions {
+    /// Leave the dropping filter and the connection entries, so that the next start goes on where this one stopped
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
+/// Options of `uvs stats`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct StatsOptions {
+    /// Print the daemon's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
+/// Options of `uvs sysctl`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct SysctlOptions {
+    /// Set: the arguments are NAME=VALUE
+    #[arg(short, long)]
+    pub write: bool,
+
+    /// Print values without names
+    #[arg(short = 'n', long)]
+    pub values: bool,
+
+    /// Settings by the kernel's names, such as net.ipv4.vs.expire_nodest_conn; units, ranges and defaults are the
+    /// kernel's (Documentation/networking/ipvs-sysctl.rst)
+    #[arg(value_name = "NAME[=VALUE]", required = true)]
+    pub settings: Vec<String>,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
+/// Options of `uvs demo`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct DemoOptions {
+    /// Forwarding method to show [default: all three, one after the other]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<DemoMode>,
+
+    /// Leave the cluster up and print commands to try, until Ctrl-C
+    #[arg(long)]
+    pub keep: bool,
+
+    /// Driver of the director
+    #[arg(long, value_enum, value_name = "DRIVER", default_value_t = DriverChoice::Auto)]
+    pub driver: DriverChoice,
+}
+
+/// What `uvs demo` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DemoMode {
+    /// NAT (Masq): addresses are rewritten, replies come back through the director
+    Nat,
+    /// Tunnel (IPIP): real servers unwrap and answer clients themselves
+    Tun,
+    /// Direct routing: new link addresses only; real servers answer clients themselves
+    Dr,
+}
+
+/// Options of `uvs decap`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct DecapOptions {
+    /// Interface on which IPIP arrives
+    #[arg(short, long, value_name = "IF")]
+    pub interface: String,
+}
+
+/// Options of `uvs ping`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct PingOptions {
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
