@@ -1,18 +1,15 @@
 //! The command tree of `uvs`, and who runs each command.
 //!
-//! Words: *program* is the name that uvs was called by, *subcommand* what follows it. Called by one of the names in
-//! [`ipvsadm::PROGRAMS`], or as `uvs ipvsadm …`, all arguments go to that dialect untouched, which reads options the
+//! Words: *program* is the name that uvs was called by, *subcommand* what follows it. Called as `ipvsadm`,
+//! `ipvsadm-save` or `ipvsadm-restore`, or as `uvs ipvsadm …`, all arguments go to that dialect untouched, which reads options the
 //! way popt does. Exit codes of the other subcommands: 0 done, 1 refused or failed, 2 wrong usage.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::options::{
-    DecapOptions, DemoOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions, SysctlOptions,
-};
+use crate::options::{DecapOptions, DemoOptions, PingOptions, RunOptions, StatsOptions, StopOptions, SysctlOptions};
 
 /// A Linux Virtual Server director in userspace: IPVS on AF_XDP or packet sockets, with ipvsadm's commands and output
 #[derive(Debug, Parser)]
@@ -49,8 +46,6 @@ enum Command {
 
 /// Runs `uvs` with all its arguments, the program's name first.
 pub fn main(arguments: &[OsString]) -> ExitCode {
-    let program = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str());
-    let _ = program;
     match Arguments::try_parse_from(arguments) {
         Ok(arguments) => dispatch(arguments.command),
         Err(error) => {
@@ -90,7 +85,7 @@ fn decap(options: DecapOptions) -> ExitCode {
 }
 
 fn stop(options: StopOptions) -> ExitCode {
-    let _: SocketOption = options.socket;
+    drop(options);
     not_yet("stop")
 }
 
