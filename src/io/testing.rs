@@ -1,0 +1,112 @@
+//! Network namespaces for the tests of this layer: a thread leaves for a namespace of its own, which vanishes with it.
+#![allow(dead_code, reason = "each test module uses a part")]
+#![allow(unsafe_code, reason = "unshare and packet sockets for tests")]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Runs `test` in a fresh network namespace, on a thread of its own; says so when that needs root.
+pub fn in_namespace(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if enter_new_namespace() {
+                test();
+            }
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// Moves the calling thread to a fresh network namespace; `false` when not root.
+pub fn enter_new_namespace() -> bool {
+    // SAFETY: no pointers; the result is checked.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        eprintln!(
+            "SKIPPED: a network namespace needs root: {}",
+            io::Error::last_os_error()
+        );
+        return false;
+    }
+    true
+}
+
+/// The calling thread's id, by which `ip link set netns` finds its namespace.
+pub fn thread_id() -> i32 {
+    // SAFETY: no arguments, never fails.
+    unsafe { libc::gettid() }
+}
+
+/// Runs `ip ARGUMENTS` in the calling thread's namespace; panics when it fails.
+pub fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("the ip command is installed");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Writes a setting under /proc/sys/net.
+pub fn sysctl(path: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{path}"), value).expect(path);
+}
+
+/// A packet socket on one interface that sees every frame received there.
+pub struct Sniffer(OwnedFd);
+
+impl Sniffer {
+    pub fn new(interface: &str) -> Sniffer {
+        let name = std::ffi::CString::new(interface).unwrap();
+        let protocol = (libc::ETH_P_ALL as u16).to_be();
+        // SAFETY: `name` is a C string, `address` a sockaddr_ll of the size given; results are checked.
+        unsafe {
+            let index = libc::if_nametoindex(name.as_ptr());
+            assert_ne!(index, 0, "no interface {interface}");
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK, 0);
+            assert!(fd >= 0);
+            let fd = OwnedFd::from_raw_fd(fd);
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = protocol;
+            address.sll_ifindex = index as i32;
+            let len = size_of::<libc::sockaddr_ll>() as u32;
+            assert_eq!(libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len), 0);
+            Sniffer(fd)
+        }
+    }
+
+    /// The next frame that `wanted` says yes to, within two seconds.
+    pub fn next(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        self.within(Duration::from_secs(2), wanted)
+    }
+
+    /// The next frame that `wanted` says yes to, within `time`.
+    pub fn within(&self, time: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let end = Instant::now() + time;
+        let mut buffer = vec![0; 1 << 17];
+        while Instant::now() < end {
+            // SAFETY: pointer and length are the buffer's.
+            let n = unsafe { libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+            match n {
+                n if n > 0 && wanted(&buffer[..n as usize]) => return Some(buffer[..n as usize].to_vec()),
+                n if n > 0 => {}
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        None
+    }
+
+    /// Sends a frame as it is.
+    pub fn send(&self, frame: &[u8]) {
+        // SAFETY: pointer and length are the frame's.
+        let n = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        assert_eq!(n, frame.len() as isize, "{}", io::Error::last_os_error());
+    }
+}
