@@ -1,15 +1,20 @@
-//! The outside: packet sockets, tun devices, memory queues, and the small system calls they share.
+//! The outside: packet sockets, tun devices, memory queues, netlink, network namespaces, and the small system calls
+//! they share.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
+//! | [`netlink`] | links, addresses, routes, neighbours |
+//! | [`netns`] | named network namespaces |
 //! | [`poll`] | sleeping on file descriptors, and waking who sleeps |
 //! | [`tun`] | frames for the local stack |
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
 
 pub mod buffer;
 pub mod memory;
+pub mod netlink;
+pub mod netns;
 pub mod poll;
 #[cfg(test)]
 pub(crate) mod testing;

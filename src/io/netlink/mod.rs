@@ -1,0 +1,249 @@
+//! rtnetlink: links, addresses, routes and neighbours, without an asynchronous runtime.
+//!
+//! A [`Netlink`] is a socket of the network namespace of the thread that opens it ([`Netlink::open`],
+//! [`Netlink::open_in`]); it stays with that namespace wherever it is used from. One request at a time, each
+//! answered before the call returns. What belongs to one kernel object is in the file of its name: [`link`],
+//! [`address`], [`route`], [`neighbour`].
+//!
+//! Words: *link* = network interface as the kernel numbers it (`ifindex`, always a `u32` here).
+
+pub mod address;
+pub mod link;
+pub mod neighbour;
+pub mod route;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::io::netns::{self, Namespace};
+
+pub use address::Address;
+pub use link::{Link, VethEnd, XdpAttachment, XdpMode};
+pub use neighbour::{Neighbour, NeighbourState};
+pub use route::{Route, RouteAnswer, RouteKind};
+
+/// Bytes of one netlink datagram that we are ready to take; the kernel sends at most 32 KiB at once.
+const DATAGRAM_MAX: usize = 64 * 1024;
+
+/// What could not be done by netlink, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused the request or the socket failed.
+    #[error("{action}: {source}")]
+    Refused {
+        /// What was asked, about what.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// There is no such link.
+    #[error("no interface {0} in this network namespace")]
+    NoSuchLink(String),
+    /// An answer that could not be understood.
+    #[error("{action}: answer not understood: {reason}")]
+    Answer {
+        /// What was asked.
+        action: String,
+        /// What is wrong with the answer.
+        reason: String,
+    },
+    /// A namespace could not be entered or read.
+    #[error(transparent)]
+    Namespace(#[from] netns::Error),
+}
+
+impl Error {
+    /// The kernel's error number, where it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Error::Refused { source, .. } => source.raw_os_error(),
+            Error::Namespace(error) => error.source.raw_os_error(),
+            Error::NoSuchLink(_) => Some(libc::ENODEV),
+            Error::Answer { .. } => None,
+        }
+    }
+}
+
+/// An rtnetlink socket.
+pub struct Netlink {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// A socket in the namespace of the calling thread.
+    pub fn open() -> Result<Netlink, Error> {
+        Netlink::with_groups(&[])
+    }
+
+    /// A socket in `namespace`, wherever the caller is.
+    pub fn open_in(namespace: &Namespace) -> Result<Netlink, Error> {
+        namespace.run(Netlink::open)?
+    }
+
+    /// A socket that also hears the multicast groups (`RTNLGRP_*`).
+    pub(crate) fn with_groups(groups: &[u32]) -> Result<Netlink, Error> {
+        let opened = (|| {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            for group in groups {
+                socket.add_membership(*group)?;
+            }
+            Ok(socket)
+        })();
+        let socket = opened.map_err(|source| Error::Refused {
+            action: "open a netlink socket".to_owned(),
+            source,
+        })?;
+        Ok(Netlink {
+            socket,
+            sequence: 0,
+            buffer: Vec::with_capacity(DATAGRAM_MAX),
+        })
+    }
+
+    /// Asks for a change and waits for the kernel's word on it.
+    pub(crate) fn change(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        action: impl Fn() -> String,
+    ) -> Result<(), Error> {
+        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags, &action)
+            .map(drop)
+    }
+
+    /// Asks for one object.
+    pub(crate) fn get(
+        &mut self,
+        message: RouteNetlinkMessage,
+        action: impl Fn() -> String,
+    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+        Ok(self
+            .exchange(message, NLM_F_REQUEST | NLM_F_ACK, &action)?
+            .into_iter()
+            .next())
+    }
+
+    /// Asks for all objects of a kind.
+    pub(crate) fn dump(
+        &mut self,
+        message: RouteNetlinkMessage,
+        action: impl Fn() -> String,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        self.exchange(message, NLM_F_REQUEST | NLM_F_DUMP, &action)
+    }
+
+    /// Sends one request and collects its answers, until the acknowledgement or the end of the dump.
+    fn exchange(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        action: &dyn Fn() -> String,
+    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = flags;
+        header.sequence_number = self.sequence;
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        let refused = |source| Error::Refused {
+            action: action(),
+            source,
+        };
+        self.socket.send(&bytes, 0).map_err(refused)?;
+
+        let mut answers = Vec::new();
+        loop {
+            let messages = self.receive().map_err(refused)?;
+            for (header, payload) in messages {
+                if header.sequence_number != self.sequence {
+                    continue; // A notification, or the rest of an earlier answer.
+                }
+                match payload {
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => return Ok(answers),
+                        Some(_) => return Err(refused(error.to_io())),
+                    },
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(refused(io::Error::from_raw_os_error(-done.code)));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// One datagram's messages. A message that the decoder does not know (a newer kernel) is logged and left out:
+    /// it must not cost us the others.
+    pub(crate) fn receive(&mut self) -> io::Result<Vec<(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>)>> {
+        loop {
+            self.buffer.clear();
+            match self.socket.recv_from(&mut self.buffer, 0) {
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(split(&self.buffer))
+    }
+}
+
+impl AsRawFd for Netlink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Splits a datagram into its messages (RFC 3549 section 2.3.2: each begins at a multiple of four bytes).
+fn split(datagram: &[u8]) -> Vec<(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>)> {
+    const HEADER_LEN: usize = 16;
+    let mut messages = Vec::new();
+    let mut rest = datagram;
+    while rest.len() >= HEADER_LEN {
+        let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+        if length < HEADER_LEN || length > rest.len() {
+            log::warn!(
+                "netlink: a message of {length} bytes in the last {} of a datagram",
+                rest.len()
+            );
+            break;
+        }
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&rest[..length]) {
+            Ok(message) => messages.push(message.into_parts()),
+            Err(error) => log::warn!("netlink: message left out: {error}"),
+        }
+        rest = &rest[length.next_multiple_of(4).min(rest.len())..];
+    }
+    messages
+}
+
+/// The address family of an address.
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Bits of a whole address.
+fn bits_of(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+#[cfg(test)]
+mod tests;
