@@ -431,7 +431,7 @@ mod tests {
             .output()
             .unwrap();
         assert_eq!(output.stdout, b"77\n");
-        assert_eq!(list(&name).unwrap(), [name.clone()]);
+        assert_eq!(list(&name).unwrap(), std::slice::from_ref(&name));
         drop(namespace);
         assert!(!path.exists());
     }
