@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::service::Timeouts;
 use crate::service::{Destination, DestinationKey, Service, ServiceKey};
 
 /// A command or a question to the daemon.
@@ -93,17 +94,6 @@ pub enum Command {
         /// Value as written.
         value: String,
     },
-}
-
-/// The timeouts of `--set`, in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timeouts {
-    /// ESTABLISHED.
-    pub tcp: u32,
-    /// FIN_WAIT.
-    pub tcp_fin: u32,
-    /// UDP.
-    pub udp: u32,
 }
 
 /// Why a command was refused, as the kernel would have refused it; `ipvsadm` prints the matching words.

@@ -105,6 +105,8 @@ pub struct Persistence {
 }
 
 impl Persistence {
+    /// Largest timeout, in seconds (31 days).
+    pub const TIMEOUT_MAX_S: u32 = 2_678_400;
     /// The kernel's default timeout for `-p` without a value.
     pub const TIMEOUT_DEFAULT_S: u32 = 360;
 
@@ -196,4 +198,30 @@ pub enum TunnelChecksum {
     Csum,
     /// Remote checksum offload.
     RemCsum,
+}
+
+/// The timeouts of `--set`, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// ESTABLISHED.
+    pub tcp: u32,
+    /// FIN_WAIT.
+    pub tcp_fin: u32,
+    /// UDP.
+    pub udp: u32,
+}
+
+impl Timeouts {
+    /// Largest value of each, in seconds (31 days).
+    pub const MAX_S: u32 = 2_678_400;
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            tcp: 900,
+            tcp_fin: 120,
+            udp: 300,
+        }
+    }
 }

@@ -4,13 +4,254 @@
 //! destinations that did not change are shared by `Arc`. Live numbers ([`Load`], [`Counters`], scheduler cursors)
 //! hang off it by `Arc` and outlast it.
 
+pub mod sysctl;
+
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::packet::{Family, Mac};
-use crate::scheduler::Load;
-use crate::service::{DestinationKey, Method, Tunnel};
+use crate::packet::{Family, FlowKey, Mac};
+use crate::scheduler::{Candidate, Load, Schedule};
+use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
+
+pub use sysctl::Sysctls;
+
+/// Everything the workers know, immutable. One generation is one change (or batch of changes) made live.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// Counts the changes; the first table is 1.
+    pub generation: u64,
+    /// Services by exact key; port 0 is a key of its own.
+    services: ServiceMap,
+    /// Some service has port 0.
+    any_port: bool,
+    /// Services of firewall marks.
+    marks: HashMap<(u32, Family), Arc<Service>>,
+    /// Where NAT replies come from.
+    nat_sources: Arc<NatSources>,
+    /// Destinations by [`DestinationId`], those removed from their service but with live connections included.
+    pub destinations: Vec<Option<Arc<Destination>>>,
+    /// The daemon's interfaces by [`InterfaceId`].
+    pub interfaces: Arc<[Interface]>,
+    /// Addresses of the director.
+    pub local: Arc<HashSet<IpAddr>>,
+    /// `--set`.
+    pub timeouts: Timeouts,
+    /// `net.ipv4.vs.*`.
+    pub sysctls: Arc<Sysctls>,
+}
+
+type ServiceMap = HashMap<Endpoint, Arc<Service>, foldhash::fast::RandomState>;
+
+impl Table {
+    /// The service of a client's packet: that of its exact destination address and port, else the one with port 0.
+    #[inline]
+    pub fn service(&self, flow: &FlowKey) -> Option<&Arc<Service>> {
+        let mut endpoint = Endpoint::destination(flow);
+        if let Some(service) = self.services.get(&endpoint) {
+            return Some(service);
+        }
+        if !self.any_port {
+            return None;
+        }
+        endpoint.port = 0;
+        self.services.get(&endpoint)
+    }
+
+    /// The service of a firewall mark.
+    #[inline]
+    pub fn service_of_mark(&self, mark: u32, family: Family) -> Option<&Arc<Service>> {
+        self.marks.get(&(mark, family))
+    }
+
+    /// Some service has the flow's destination address, whatever the port.
+    pub fn is_virtual(&self, address: IpAddr) -> bool {
+        self.nat_sources.virtual_addresses.contains(&address)
+    }
+
+    /// The flow's source is a NAT destination of a present service: its packets never leave with that address.
+    #[inline]
+    pub fn is_nat_source(&self, flow: &FlowKey) -> bool {
+        let mut endpoint = Endpoint::source(flow);
+        let sources = &self.nat_sources.endpoints;
+        if sources.contains(&endpoint) {
+            return true;
+        }
+        if !self.nat_sources.any_port {
+            return false;
+        }
+        endpoint.port = 0;
+        sources.contains(&endpoint) || {
+            endpoint.protocol = 0;
+            sources.contains(&endpoint)
+        }
+    }
+
+    /// A destination by its slot.
+    #[inline]
+    pub fn destination(&self, id: DestinationId) -> Option<&Arc<Destination>> {
+        self.destinations.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Every service.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values().chain(self.marks.values())
+    }
+
+    /// Replaces the services. `nat_sources` is that of the table before when no address, port or method changed.
+    pub fn set_services(&mut self, services: impl IntoIterator<Item = Arc<Service>>, nat_sources: Arc<NatSources>) {
+        self.services.clear();
+        self.marks.clear();
+        self.any_port = false;
+        for service in services {
+            match service.key {
+                ServiceKey::Address {
+                    protocol,
+                    address,
+                    port,
+                } => {
+                    self.any_port |= port == 0;
+                    let endpoint = Endpoint::new(protocol.number().0, address, port);
+                    self.services.insert(endpoint, service);
+                }
+                ServiceKey::FwMark { mark, .. } => {
+                    self.marks.insert((mark, service.key.family()), service);
+                }
+            }
+        }
+        self.nat_sources = nat_sources;
+    }
+
+    /// What [`Table::set_services`] was given, to hand on to the next table.
+    pub fn nat_sources(&self) -> &Arc<NatSources> {
+        &self.nat_sources
+    }
+}
+
+/// Protocol, address and port in a shape that compares and hashes in a few words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Endpoint {
+    address: [u64; 2],
+    port: u16,
+    protocol: u8,
+    family: Family,
+}
+
+impl Endpoint {
+    fn new(protocol: u8, address: IpAddr, port: u16) -> Endpoint {
+        let words = match address {
+            IpAddr::V4(v4) => [v4.to_bits() as u64, 0],
+            IpAddr::V6(v6) => [(v6.to_bits() >> 64) as u64, v6.to_bits() as u64],
+        };
+        Endpoint {
+            address: words,
+            port,
+            protocol,
+            family: Family::of(address),
+        }
+    }
+
+    #[inline]
+    fn destination(flow: &FlowKey) -> Endpoint {
+        let address = match flow.family {
+            Family::V4 => [flow.addresses[0] & 0xffff_ffff, 0],
+            Family::V6 => [flow.addresses[2], flow.addresses[3]],
+        };
+        Endpoint {
+            address,
+            port: flow.destination_port(),
+            protocol: flow.protocol.0,
+            family: flow.family,
+        }
+    }
+
+    #[inline]
+    fn source(flow: &FlowKey) -> Endpoint {
+        Endpoint::destination(&flow.reversed())
+    }
+}
+
+/// Where NAT replies come from, and the addresses that services have.
+#[derive(Debug, Default)]
+pub struct NatSources {
+    endpoints: HashSet<Endpoint, foldhash::fast::RandomState>,
+    any_port: bool,
+    virtual_addresses: HashSet<IpAddr, foldhash::fast::RandomState>,
+}
+
+impl NatSources {
+    /// Notes a service's address.
+    pub fn add_service(&mut self, key: &ServiceKey) {
+        if let ServiceKey::Address { address, .. } = *key {
+            self.virtual_addresses.insert(address);
+        }
+    }
+
+    /// Notes a NAT destination of a service.
+    pub fn add_destination(&mut self, service: &ServiceKey, destination: &DestinationKey) {
+        let protocol = match *service {
+            ServiceKey::Address { protocol, .. } => protocol.number().0,
+            ServiceKey::FwMark { .. } => 0,
+        };
+        // A mark has no protocol, so its destinations match as a whole.
+        let port = if protocol == 0 { 0 } else { destination.port };
+        self.any_port |= port == 0;
+        self.endpoints
+            .insert(Endpoint::new(protocol, destination.address, port));
+    }
+}
+
+/// A virtual service as the workers see it.
+pub struct Service {
+    /// What names it.
+    pub key: ServiceKey,
+    /// Chooses among `candidates`.
+    pub scheduler: Box<dyn Schedule + Send + Sync>,
+    /// Its present destinations, newest first.
+    pub candidates: Vec<Candidate>,
+    /// Their slots, in the same order.
+    pub ids: Vec<DestinationId>,
+    /// Persistence.
+    pub persistence: Option<Persistence>,
+    /// One-packet scheduling.
+    pub one_packet: bool,
+    /// Persistence engine.
+    pub persistence_engine: Option<String>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service")
+            .field("key", &self.key)
+            .field("ids", &self.ids)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// The destination for a new connection, or `None` when none may take it.
+    #[inline]
+    pub fn pick(&self, flow: &FlowKey) -> Option<DestinationId> {
+        let index = self.scheduler.pick(&self.candidates, flow)?;
+        self.ids.get(index).copied()
+    }
+}
+
+/// One of the daemon's interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Name, for messages.
+    pub name: String,
+    /// The kernel's index.
+    pub index: u32,
+    /// Its link address.
+    pub mac: Mac,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+    /// Its addresses, in the kernel's order.
+    pub addresses: Vec<IpAddr>,
+}
 
 /// Index of an interface in the daemon's list (order of `--interface`), not the kernel's ifindex.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +309,12 @@ pub struct Destination {
     /// Still in its service. When not, clients' packets of its connections are dropped silently while its own
     /// packets are still translated (FACTS: removal).
     pub present: bool,
+    /// Weight; 0 = quiesced.
+    pub weight: u32,
+    /// `-x`; 0 = no limit.
+    pub upper_threshold: u32,
+    /// `-y`.
+    pub lower_threshold: u32,
     /// ActiveConn and company.
     pub load: Arc<Load>,
     /// Traffic, one block a worker.
@@ -90,4 +337,99 @@ pub struct Counters {
     pub bytes_in: AtomicU64,
     /// Bytes out.
     pub bytes_out: AtomicU64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Protocol;
+    use crate::service::TransportProtocol;
+
+    struct First;
+
+    impl Schedule for First {
+        fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+            (!candidates.is_empty()).then_some(0)
+        }
+    }
+
+    fn service(protocol: TransportProtocol, address: &str, port: u16) -> Arc<Service> {
+        Arc::new(Service {
+            key: ServiceKey::Address {
+                protocol,
+                address: address.parse().unwrap(),
+                port,
+            },
+            scheduler: Box::new(First),
+            candidates: vec![],
+            ids: vec![],
+            persistence: None,
+            one_packet: false,
+            persistence_engine: None,
+        })
+    }
+
+    fn flow(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> FlowKey {
+        let at = |(address, port): (&str, u16)| (address.parse().unwrap(), port);
+        FlowKey::new(protocol, at(source), at(destination))
+    }
+
+    #[test]
+    fn exact_before_any_port_and_families_apart() {
+        let mut table = Table::default();
+        table.set_services(
+            [
+                service(TransportProtocol::Tcp, "10.0.0.1", 80),
+                service(TransportProtocol::Tcp, "10.0.0.1", 0),
+                service(TransportProtocol::Udp, "::a00:1", 80),
+            ],
+            Arc::default(),
+        );
+        let port = |protocol, address, port| {
+            let source = if protocol == Protocol::TCP {
+                "192.0.2.1"
+            } else {
+                "2001:db8::1"
+            };
+            let found = table.service(&flow(protocol, (source, 999), (address, port)));
+            found.map(|service| service.key.port())
+        };
+        assert_eq!(port(Protocol::TCP, "10.0.0.1", 80), Some(80));
+        assert_eq!(port(Protocol::TCP, "10.0.0.1", 81), Some(0));
+        assert_eq!(port(Protocol::TCP, "10.0.0.2", 80), None);
+        // ::a00:1 is 10.0.0.1 as a number, and another address.
+        assert_eq!(port(Protocol::UDP, "::a00:1", 80), Some(80));
+        assert!(
+            table
+                .service(&flow(Protocol::UDP, ("192.0.2.1", 1), ("10.0.0.1", 80)))
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn nat_sources_by_port_any_port_and_mark() {
+        let tcp = service(TransportProtocol::Tcp, "10.0.0.1", 80);
+        let mut sources = NatSources::default();
+        let server = |address: &str, port| DestinationKey {
+            address: address.parse().unwrap(),
+            port,
+        };
+        sources.add_service(&tcp.key);
+        sources.add_destination(&tcp.key, &server("10.1.0.1", 8080));
+        let mut table = Table::default();
+        table.set_services([], Arc::new(sources));
+        let from = |table: &Table, protocol, address, port| {
+            table.is_nat_source(&flow(protocol, (address, port), ("192.0.2.1", 9)))
+        };
+        assert!(from(&table, Protocol::TCP, "10.1.0.1", 8080));
+        assert!(!from(&table, Protocol::TCP, "10.1.0.1", 8081));
+        assert!(!from(&table, Protocol::UDP, "10.1.0.1", 8080));
+        assert!(table.is_virtual("10.0.0.1".parse().unwrap()));
+
+        let mut sources = NatSources::default();
+        sources.add_destination(&ServiceKey::FwMark { mark: 7, ipv6: false }, &server("10.1.0.2", 0));
+        table.set_services([], Arc::new(sources));
+        assert!(from(&table, Protocol::UDP, "10.1.0.2", 53));
+        assert!(!from(&table, Protocol::UDP, "10.1.0.3", 53));
+    }
 }
