@@ -9,12 +9,16 @@ pub mod drop_reason;
 pub mod flow;
 pub mod frame;
 pub mod parse;
+pub mod quote;
 pub mod rewrite;
+#[cfg(test)]
+pub mod testing;
 
 pub use drop_reason::DropReason;
 pub use flow::{Family, FlowKey, Protocol};
 pub use frame::{ChecksumOffload, Frame, NoRoom, Offload, Segmentation, SegmentationKind};
-pub use parse::{Parsed, TcpFlags};
+pub use parse::{Fragment, Packet, Parsed, TcpFlags};
+pub use quote::Quote;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,6 +1,111 @@
-//! Ethernet, IPv4 or IPv6, TCP, UDP or ICMP: from bytes to [`Parsed`].
+//! Ethernet, IPv4 or IPv6, TCP, UDP, SCTP or ICMP: from bytes to [`Packet`].
+//!
+//! ```text
+//! 0          14 = l3              l4                            end     frame's end
+//! | Ethernet | IP, options or     | TCP, UDP, SCTP or ICMP ...  | Ethernet padding |
+//! |          | extension headers  |                             |                  |
+//! ```
+//!
+//! Only [`parse`] makes a [`Parsed`], a [`Fragment`]; afterwards their offsets are trusted for that frame. Headers are read by
+//! etherparse's slices; the lengths in them are compared with each other and with the frame here. Refused is what
+//! the kernel refuses, and in addition TCP and UDP headers whose lengths lie (the kernel forwards those).
+//!
+//! Limits: no VLAN tags, no jumbograms, at most [`EXTENSION_HEADERS_MAX`] IPv6 extension headers; AH and ESP are not ours.
 
-use super::flow::FlowKey;
+use etherparse::{
+    Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice,
+    TcpHeaderSlice, UdpHeaderSlice, ether_type, ip_number,
+};
+
+use super::checksum;
+use super::drop_reason::DropReason;
+use super::flow::{FlowKey, Protocol};
+use super::frame::{ChecksumOffload, Offload};
+use super::{ETHERNET_HEADER_LEN, Family};
+
+/// IPv6 extension headers that are skipped at most in search of the transport header.
+pub const EXTENSION_HEADERS_MAX: usize = 8;
+
+/// Bytes of an IPv4 header without options.
+pub const IPV4_HEADER_LEN: usize = 20;
+
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_HEADER_LEN: usize = 40;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// TCP, UDP or SCTP, whole.
+    Flow(Parsed),
+    /// A fragment: to be put together first.
+    Fragment(Fragment),
+    /// An ICMP error about another packet: see [`super::quote`]. Its checksum is right.
+    IcmpError(Parsed),
+    /// A good IP packet that no service can be about (ping, other protocols): the local stack's.
+    Other,
+}
+
+/// What a frame is, with the offsets needed to rewrite it. Offsets count from the frame's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// The flow: for ICMP errors that of the outer packet, with ports 0.
+    pub flow: FlowKey,
+    /// Where the IP header starts (14).
+    pub l3: u16,
+    /// Where the transport header starts.
+    pub l4: u16,
+    /// Where the IP packet ends: the frame may be longer by Ethernet padding. At most 14 + 65535 + 40.
+    pub end: u32,
+    /// TCP flags; 0 for others.
+    pub tcp_flags: TcpFlags,
+    /// TTL or hop limit as received.
+    pub ttl: u8,
+}
+
+impl Parsed {
+    /// Length of the IP packet in bytes: what counts as bytes in the statistics.
+    #[inline]
+    pub fn ip_len(&self) -> u32 {
+        self.end - self.l3 as u32
+    }
+
+    /// IPv4 without options, or IPv6 without extension headers.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        let header = match self.flow.family {
+            Family::V4 => IPV4_HEADER_LEN,
+            Family::V6 => IPV6_HEADER_LEN,
+        };
+        (self.l4 - self.l3) as usize == header
+    }
+}
+
+/// A fragment of an IP packet. Offsets in the frame as in [`Parsed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Addresses and protocol; ports 0. For IPv6 the protocol is the fragment header's next header.
+    pub flow: FlowKey,
+    /// The datagram's identification.
+    pub id: u32,
+    /// Where the piece belongs in the datagram's payload, in bytes.
+    pub offset: u16,
+    /// Not the last piece.
+    pub more: bool,
+    /// IPv4's Don't Fragment bit.
+    pub dont_fragment: bool,
+    /// Where the IP header starts (14).
+    pub l3: u16,
+    /// Where the headers end that every fragment repeats: the IPv4 header, or all before the IPv6 fragment header.
+    pub header_end: u16,
+    /// IPv6: where the protocol number stands that names the fragment header, to be replaced by the protocol.
+    pub next_header_at: u16,
+    /// Where the piece starts.
+    pub payload: u16,
+    /// Where it ends.
+    pub end: u32,
+    /// TTL or hop limit as received.
+    pub ttl: u8,
+}
 
 /// TCP flag bits as on the wire (RFC 9293 section 3.1), low byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,27 +128,335 @@ impl TcpFlags {
     }
 }
 
-/// What a frame is, with the offsets needed to rewrite it. Offsets count from the frame's first byte.
-#[derive(Clone, Copy, Debug)]
-pub struct Parsed {
-    /// The flow: for ICMP errors that of the outer packet, with ports 0.
-    pub flow: FlowKey,
-    /// Where the IP header starts (14).
-    pub l3: u16,
-    /// Where the transport header starts.
-    pub l4: u16,
-    /// Where the IP packet ends: the frame may be longer by Ethernet padding.
-    pub end: u16,
-    /// TCP flags; 0 for others.
-    pub tcp_flags: TcpFlags,
-    /// TTL or hop limit as received.
-    pub ttl: u8,
-}
-
-impl Parsed {
-    /// Length of the IP packet in bytes: what counts as bytes in the statistics.
-    #[inline]
-    pub fn ip_len(&self) -> u16 {
-        self.end - self.l3
+/// Says what a frame is, or why it goes no further. `offload` is what the driver said of it.
+#[inline]
+pub fn parse(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
+    let ethernet = Ethernet2HeaderSlice::from_slice(bytes).map_err(|_| DropReason::Truncated)?;
+    match ethernet.ether_type() {
+        ether_type::IPV4 => parse_ipv4(bytes, offload),
+        ether_type::IPV6 => parse_ipv6(bytes, offload),
+        _ => Err(DropReason::NotIp),
     }
 }
+
+#[inline]
+fn parse_ipv4(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
+    const L3: usize = ETHERNET_HEADER_LEN;
+    let ip = Ipv4HeaderSlice::from_slice(&bytes[L3..]).map_err(|error| {
+        use etherparse::err::ipv4::HeaderSliceError::{Content, Len};
+        match error {
+            Len(_) => DropReason::Truncated,
+            Content(_) => DropReason::BadIpHeader,
+        }
+    })?;
+    let header = ip.slice();
+    let l4 = L3 + header.len();
+    let end = L3 + ip.total_len() as usize;
+    if end < l4 {
+        return Err(DropReason::BadIpHeader);
+    }
+    if end > bytes.len() {
+        return Err(DropReason::Truncated);
+    }
+    match <&[u8; IPV4_HEADER_LEN]>::try_from(header) {
+        Ok(header) if checksum::ipv4_header_20(header) == 0xffff => {}
+        Ok(_) => return Err(DropReason::BadIpChecksum),
+        Err(_) => check_options(header)?,
+    }
+    let flow = FlowKey::v4(
+        Protocol(ip.protocol().0),
+        u32::from_be_bytes(ip.source()),
+        u32::from_be_bytes(ip.destination()),
+        0,
+    );
+    let fragmentation = u16::from_be_bytes([header[6], header[7]]);
+    if fragmentation & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
+        return fragment_ipv4(&ip, flow, end);
+    }
+    let parsed = Parsed {
+        flow,
+        l3: L3 as u16,
+        l4: l4 as u16,
+        end: end as u32,
+        tcp_flags: TcpFlags(0),
+        ttl: ip.ttl(),
+    };
+    parse_transport(bytes, parsed, offload)
+}
+
+/// IPv4's More Fragments bit in the word at offset 6.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// IPv4's Don't Fragment bit there.
+pub const DONT_FRAGMENT: u16 = 0x4000;
+/// IPv4's fragment offset there, in units of 8 bytes.
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+#[cold]
+fn fragment_ipv4(ip: &Ipv4HeaderSlice<'_>, flow: FlowKey, end: usize) -> Result<Packet, DropReason> {
+    let l4 = ETHERNET_HEADER_LEN + ip.slice().len();
+    let offset = ip.fragments_offset().value() as usize * 8;
+    let more = ip.more_fragments();
+    // Every piece but the last is a multiple of 8 long; the kernel cuts the rest off, so do we.
+    let len = if more { (end - l4) & !7 } else { end - l4 };
+    checked_fragment(Fragment {
+        flow,
+        id: ip.identification() as u32,
+        offset: offset as u16,
+        more,
+        dont_fragment: ip.dont_fragment(),
+        l3: ETHERNET_HEADER_LEN as u16,
+        header_end: l4 as u16,
+        next_header_at: 0,
+        payload: l4 as u16,
+        end: (l4 + len) as u32,
+        ttl: ip.ttl(),
+    })
+}
+
+/// The datagram must not become longer than an IP packet can be, and every piece must hold something.
+fn checked_fragment(fragment: Fragment) -> Result<Packet, DropReason> {
+    let len = fragment.end as usize - fragment.payload as usize;
+    let headers = match fragment.flow.family {
+        Family::V4 => (fragment.header_end - fragment.l3) as usize,
+        Family::V6 => (fragment.header_end - fragment.l3) as usize - IPV6_HEADER_LEN,
+    };
+    if len == 0 || headers + fragment.offset as usize + len > u16::MAX as usize {
+        return Err(DropReason::Fragment);
+    }
+    Ok(Packet::Fragment(fragment))
+}
+
+/// Walks IPv4 options: their lengths, the source routes among them, the header checksum over them.
+#[cold]
+fn check_options(header: &[u8]) -> Result<(), DropReason> {
+    if checksum::of(header) != 0 {
+        return Err(DropReason::BadIpChecksum);
+    }
+    let mut options = &header[IPV4_HEADER_LEN..];
+    while let [kind, rest @ ..] = options {
+        options = match *kind {
+            END_OF_OPTIONS => return Ok(()),
+            NO_OPERATION => rest,
+            LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => return Err(DropReason::SourceRoute),
+            _ => match rest.first() {
+                Some(&len) if len >= 2 => options.get(len as usize..).ok_or(DropReason::BadIpHeader)?,
+                _ => return Err(DropReason::BadIpHeader),
+            },
+        };
+    }
+    Ok(())
+}
+
+/// IPv4 option kinds (RFC 791 section 3.1).
+pub(super) const END_OF_OPTIONS: u8 = 0;
+pub(super) const NO_OPERATION: u8 = 1;
+#[allow(dead_code, reason = "used by rewrite, next commit")]
+pub(super) const RECORD_ROUTE: u8 = 7;
+const LOOSE_SOURCE_ROUTE: u8 = 131;
+const STRICT_SOURCE_ROUTE: u8 = 137;
+
+#[inline]
+fn parse_ipv6(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
+    const L3: usize = ETHERNET_HEADER_LEN;
+    let ip = Ipv6HeaderSlice::from_slice(&bytes[L3..]).map_err(|error| {
+        use etherparse::err::ipv6::HeaderSliceError::{Content, Len};
+        match error {
+            Len(_) => DropReason::Truncated,
+            Content(_) => DropReason::BadIpHeader,
+        }
+    })?;
+    let mut l4 = L3 + IPV6_HEADER_LEN;
+    let end = l4 + ip.payload_length() as usize;
+    if end > bytes.len() {
+        return Err(DropReason::Truncated);
+    }
+    let mut flow = FlowKey::v6(
+        Protocol(ip.next_header().0),
+        u128::from_be_bytes(ip.source()),
+        u128::from_be_bytes(ip.destination()),
+        0,
+    );
+    if !is_transport(flow.protocol) {
+        match skip_extensions(bytes, ip, end)? {
+            Extensions::End { l4: at, protocol } => {
+                l4 = at;
+                flow.protocol = protocol;
+            }
+            Extensions::Fragment(fragment) => {
+                return checked_fragment(Fragment {
+                    flow: FlowKey {
+                        protocol: fragment.flow.protocol,
+                        ..flow
+                    },
+                    ..fragment
+                });
+            }
+        }
+    }
+    let parsed = Parsed {
+        flow,
+        l3: L3 as u16,
+        l4: l4 as u16,
+        end: end as u32,
+        tcp_flags: TcpFlags(0),
+        ttl: ip.hop_limit(),
+    };
+    parse_transport(bytes, parsed, offload)
+}
+
+/// Protocols that need no look at extension headers.
+#[inline]
+fn is_transport(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::TCP | Protocol::UDP)
+}
+
+/// Where a walk over IPv6 extension headers ended.
+enum Extensions {
+    /// At something else.
+    End { l4: usize, protocol: Protocol },
+    /// At a fragment header.
+    Fragment(Fragment),
+}
+
+/// Skips hop-by-hop options, routing headers and destination options (RFC 8200 section 4).
+#[cold]
+fn skip_extensions(bytes: &[u8], ip: Ipv6HeaderSlice<'_>, end: usize) -> Result<Extensions, DropReason> {
+    let mut at = ETHERNET_HEADER_LEN + IPV6_HEADER_LEN;
+    let mut next = ip.next_header();
+    let mut next_at = ETHERNET_HEADER_LEN + 6;
+    for _ in 0..=EXTENSION_HEADERS_MAX {
+        match next {
+            ip_number::IPV6_HEADER_HOP_BY_HOP | ip_number::IPV6_ROUTE_HEADER | ip_number::IPV6_DESTINATION_OPTIONS => {
+                let header = Ipv6RawExtHeaderSlice::from_slice(&bytes[at..end]).map_err(|_| DropReason::Truncated)?;
+                next = header.next_header();
+                next_at = at;
+                at += header.slice().len();
+            }
+            ip_number::IPV6_FRAGMENTATION_HEADER => {
+                let header = Ipv6FragmentHeaderSlice::from_slice(&bytes[at..end]).map_err(|_| DropReason::Truncated)?;
+                return fragment_ipv6(ip, header, at, next_at, end).map(Extensions::Fragment);
+            }
+            IpNumber(protocol) => {
+                return Ok(Extensions::End {
+                    l4: at,
+                    protocol: Protocol(protocol),
+                });
+            }
+        }
+    }
+    Err(DropReason::BadIpHeader)
+}
+
+fn fragment_ipv6(
+    ip: Ipv6HeaderSlice<'_>,
+    header: Ipv6FragmentHeaderSlice<'_>,
+    at: usize,
+    next_header_at: usize,
+    end: usize,
+) -> Result<Fragment, DropReason> {
+    let payload = at + header.slice().len();
+    let more = header.more_fragments();
+    // RFC 8200 section 4.5: not a multiple of 8 and not the last, discarded.
+    if more && !(end - payload).is_multiple_of(8) {
+        return Err(DropReason::Fragment);
+    }
+    Ok(Fragment {
+        flow: FlowKey::v6(Protocol(header.next_header().0), 0, 0, 0),
+        id: header.identification(),
+        offset: header.fragment_offset().value() * 8,
+        more,
+        dont_fragment: true,
+        l3: ETHERNET_HEADER_LEN as u16,
+        header_end: at as u16,
+        next_header_at: next_header_at as u16,
+        payload: payload as u16,
+        end: end as u32,
+        ttl: ip.hop_limit(),
+    })
+}
+
+#[inline]
+fn parse_transport(bytes: &[u8], mut parsed: Parsed, offload: Offload) -> Result<Packet, DropReason> {
+    let transport = &bytes[parsed.l4 as usize..parsed.end as usize];
+    match parsed.flow.protocol {
+        Protocol::TCP => {
+            let tcp = TcpHeaderSlice::from_slice(transport).map_err(|_| DropReason::BadTcpHeader)?;
+            parsed.tcp_flags = TcpFlags(tcp.slice()[13]);
+            parsed.flow.ports = (tcp.source_port() as u32) << 16 | tcp.destination_port() as u32;
+            Ok(Packet::Flow(parsed))
+        }
+        Protocol::UDP => {
+            let udp = UdpHeaderSlice::from_slice(transport).map_err(|_| DropReason::BadUdpHeader)?;
+            let len = udp.length() as usize;
+            if len < udp.slice().len() || len > transport.len() {
+                return Err(DropReason::BadUdpHeader);
+            }
+            parsed.flow.ports = (udp.source_port() as u32) << 16 | udp.destination_port() as u32;
+            Ok(Packet::Flow(parsed))
+        }
+        _ => parse_rare(transport, parsed, offload),
+    }
+}
+
+/// SCTP and ICMP.
+#[cold]
+fn parse_rare(transport: &[u8], mut parsed: Parsed, offload: Offload) -> Result<Packet, DropReason> {
+    match (parsed.flow.protocol, parsed.flow.family) {
+        (Protocol::SCTP, _) => {
+            // RFC 9260 section 3.1: the common header is 12 bytes long.
+            let (ports, _) = transport.split_first_chunk::<4>().ok_or(DropReason::Truncated)?;
+            if transport.len() < 12 {
+                return Err(DropReason::Truncated);
+            }
+            parsed.flow.ports = u32::from_be_bytes(*ports);
+            Ok(Packet::Flow(parsed))
+        }
+        (Protocol::ICMP, Family::V4) => {
+            let is_error = matches!(
+                transport.first(),
+                Some(&(icmpv4::UNREACHABLE | icmpv4::SOURCE_QUENCH | icmpv4::TIME_EXCEEDED))
+            );
+            parse_icmp_error(transport, parsed, is_error, 0, offload)
+        }
+        (Protocol::ICMPV6, Family::V6) => {
+            let is_error = matches!(transport.first(), Some(1..=127));
+            let pseudo = checksum::pseudo_header(&parsed.flow, transport.len() as u32);
+            parse_icmp_error(transport, parsed, is_error, pseudo, offload)
+        }
+        _ => Ok(Packet::Other),
+    }
+}
+
+/// ICMP types (RFC 792) about a packet that are forwarded to whom it concerns; others are the local stack's.
+pub mod icmpv4 {
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 3;
+    /// Source quench.
+    pub const SOURCE_QUENCH: u8 = 4;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+}
+
+/// Bytes of an ICMP error in front of the packet it quotes.
+pub const ICMP_HEADER_LEN: usize = 8;
+
+fn parse_icmp_error(
+    icmp: &[u8],
+    parsed: Parsed,
+    is_error: bool,
+    pseudo: u64,
+    offload: Offload,
+) -> Result<Packet, DropReason> {
+    if !is_error {
+        return Ok(Packet::Other);
+    }
+    let unfinished = matches!(offload.checksum, ChecksumOffload::Unfinished { .. });
+    if icmp.len() < ICMP_HEADER_LEN || !unfinished && checksum::fold(pseudo + checksum::sum(icmp)) != 0xffff {
+        return Err(DropReason::BadIcmp);
+    }
+    Ok(Packet::IcmpError(parsed))
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;
