@@ -1,2 +1,9 @@
 //! The one writer: commands become a new table, and the table goes to the workers.
+//!
+//! [`state`] is what the operator asked for, pure data; [`registry`] holds the live side of it and builds the
+//! [`Table`](crate::table::Table) that the workers read; [`statistics`] sums and rates traffic.
+
 pub mod protocol;
+pub mod registry;
+pub mod state;
+pub mod statistics;

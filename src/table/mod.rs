@@ -22,14 +22,8 @@ pub use sysctl::Sysctls;
 pub struct Table {
     /// Counts the changes; the first table is 1.
     pub generation: u64,
-    /// Services by exact key; port 0 is a key of its own.
-    services: ServiceMap,
-    /// Some service has port 0.
-    any_port: bool,
-    /// Services of firewall marks.
-    marks: HashMap<(u32, Family), Arc<Service>>,
-    /// Where NAT replies come from.
-    nat_sources: Arc<NatSources>,
+    /// Services, asked through [`Table::service`] and its neighbours.
+    pub services: Services,
     /// Destinations by [`DestinationId`], those removed from their service but with live connections included.
     pub destinations: Vec<Option<Arc<Destination>>>,
     /// The daemon's interfaces by [`InterfaceId`].
@@ -42,43 +36,86 @@ pub struct Table {
     pub sysctls: Arc<Sysctls>,
 }
 
-type ServiceMap = HashMap<Endpoint, Arc<Service>, foldhash::fast::RandomState>;
+/// Services by key, and what follows from them.
+#[derive(Debug, Default)]
+pub struct Services {
+    /// By exact key; port 0 is a key of its own.
+    exact: HashMap<Endpoint, Arc<Service>, foldhash::fast::RandomState>,
+    /// Some service has port 0.
+    any_port: bool,
+    /// Services of firewall marks.
+    marks: HashMap<(u32, Family), Arc<Service>>,
+    /// Where NAT replies come from.
+    nat_sources: Arc<NatSources>,
+}
+
+impl Services {
+    /// From all services. `nat_sources` is that of the table before when no address, port or method changed.
+    pub fn new(services: impl IntoIterator<Item = Arc<Service>>, nat_sources: Arc<NatSources>) -> Services {
+        let mut all = Services {
+            nat_sources,
+            ..Services::default()
+        };
+        for service in services {
+            match service.key {
+                ServiceKey::Address {
+                    protocol,
+                    address,
+                    port,
+                } => {
+                    all.any_port |= port == 0;
+                    let endpoint = Endpoint::new(protocol.number().0, address, port);
+                    all.exact.insert(endpoint, service);
+                }
+                ServiceKey::FwMark { mark, .. } => {
+                    all.marks.insert((mark, service.key.family()), service);
+                }
+            }
+        }
+        all
+    }
+
+    /// Every service.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.exact.values().chain(self.marks.values())
+    }
+}
 
 impl Table {
     /// The service of a client's packet: that of its exact destination address and port, else the one with port 0.
     #[inline]
     pub fn service(&self, flow: &FlowKey) -> Option<&Arc<Service>> {
         let mut endpoint = Endpoint::destination(flow);
-        if let Some(service) = self.services.get(&endpoint) {
+        if let Some(service) = self.services.exact.get(&endpoint) {
             return Some(service);
         }
-        if !self.any_port {
+        if !self.services.any_port {
             return None;
         }
         endpoint.port = 0;
-        self.services.get(&endpoint)
+        self.services.exact.get(&endpoint)
     }
 
     /// The service of a firewall mark.
     #[inline]
     pub fn service_of_mark(&self, mark: u32, family: Family) -> Option<&Arc<Service>> {
-        self.marks.get(&(mark, family))
+        self.services.marks.get(&(mark, family))
     }
 
     /// Some service has the flow's destination address, whatever the port.
     pub fn is_virtual(&self, address: IpAddr) -> bool {
-        self.nat_sources.virtual_addresses.contains(&address)
+        self.services.nat_sources.virtual_addresses.contains(&address)
     }
 
     /// The flow's source is a NAT destination of a present service: its packets never leave with that address.
     #[inline]
     pub fn is_nat_source(&self, flow: &FlowKey) -> bool {
         let mut endpoint = Endpoint::source(flow);
-        let sources = &self.nat_sources.endpoints;
+        let sources = &self.services.nat_sources.endpoints;
         if sources.contains(&endpoint) {
             return true;
         }
-        if !self.nat_sources.any_port {
+        if !self.services.nat_sources.any_port {
             return false;
         }
         endpoint.port = 0;
@@ -92,40 +129,6 @@ impl Table {
     #[inline]
     pub fn destination(&self, id: DestinationId) -> Option<&Arc<Destination>> {
         self.destinations.get(id.0 as usize)?.as_ref()
-    }
-
-    /// Every service.
-    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values().chain(self.marks.values())
-    }
-
-    /// Replaces the services. `nat_sources` is that of the table before when no address, port or method changed.
-    pub fn set_services(&mut self, services: impl IntoIterator<Item = Arc<Service>>, nat_sources: Arc<NatSources>) {
-        self.services.clear();
-        self.marks.clear();
-        self.any_port = false;
-        for service in services {
-            match service.key {
-                ServiceKey::Address {
-                    protocol,
-                    address,
-                    port,
-                } => {
-                    self.any_port |= port == 0;
-                    let endpoint = Endpoint::new(protocol.number().0, address, port);
-                    self.services.insert(endpoint, service);
-                }
-                ServiceKey::FwMark { mark, .. } => {
-                    self.marks.insert((mark, service.key.family()), service);
-                }
-            }
-        }
-        self.nat_sources = nat_sources;
-    }
-
-    /// What [`Table::set_services`] was given, to hand on to the next table.
-    pub fn nat_sources(&self) -> &Arc<NatSources> {
-        &self.nat_sources
     }
 }
 
@@ -374,17 +377,25 @@ mod tests {
         FlowKey::new(protocol, at(source), at(destination))
     }
 
+    fn table(services: Services) -> Table {
+        Table {
+            services,
+            ..Table::default()
+        }
+    }
+
+    fn with(sources: NatSources) -> Table {
+        table(Services::new([], Arc::new(sources)))
+    }
+
     #[test]
     fn exact_before_any_port_and_families_apart() {
-        let mut table = Table::default();
-        table.set_services(
-            [
-                service(TransportProtocol::Tcp, "10.0.0.1", 80),
-                service(TransportProtocol::Tcp, "10.0.0.1", 0),
-                service(TransportProtocol::Udp, "::a00:1", 80),
-            ],
-            Arc::default(),
-        );
+        let services = [
+            service(TransportProtocol::Tcp, "10.0.0.1", 80),
+            service(TransportProtocol::Tcp, "10.0.0.1", 0),
+            service(TransportProtocol::Udp, "::a00:1", 80),
+        ];
+        let table = table(Services::new(services, Arc::default()));
         let port = |protocol, address, port| {
             let source = if protocol == Protocol::TCP {
                 "192.0.2.1"
@@ -416,8 +427,7 @@ mod tests {
         };
         sources.add_service(&tcp.key);
         sources.add_destination(&tcp.key, &server("10.1.0.1", 8080));
-        let mut table = Table::default();
-        table.set_services([], Arc::new(sources));
+        let table = with(sources);
         let from = |table: &Table, protocol, address, port| {
             table.is_nat_source(&flow(protocol, (address, port), ("192.0.2.1", 9)))
         };
@@ -428,7 +438,7 @@ mod tests {
 
         let mut sources = NatSources::default();
         sources.add_destination(&ServiceKey::FwMark { mark: 7, ipv6: false }, &server("10.1.0.2", 0));
-        table.set_services([], Arc::new(sources));
+        let table = with(sources);
         assert!(from(&table, Protocol::UDP, "10.1.0.2", 53));
         assert!(!from(&table, Protocol::UDP, "10.1.0.3", 53));
     }

@@ -1,0 +1,495 @@
+//! The live side of the [`State`]: slots of destinations, their loads and counters, schedulers, and the table.
+//!
+//! Words: a *slot* is the place of a destination in [`Table::destinations`]; it is *present* while the destination
+//! is in its service, afterwards it is *trash* as long as connections to it live and a while longer. Adding the
+//! same destination to the same service again revives the slot with its counts, as in the kernel.
+//!
+//! [`Registry::update`] takes the difference of two states; what did not change is shared with the table before.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::protocol::{DestinationListing, ServiceListing};
+use super::state::{Effect, ServiceEntry, State};
+use super::statistics::{Account, Totals};
+use crate::packet::Family;
+use crate::scheduler::{Candidate, Load, Schedule};
+use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
+use crate::table::{self, Counters, DestinationId, Interface, NatSources, Reach, Services, Table};
+
+/// How long an idle removed destination can still be revived (IP_VS_DEST_TRASH_PERIOD).
+const TRASH_MS: u64 = 120_000;
+
+/// Makes the scheduler of a service for its candidates. `before` is the service as it was with the same scheduler, so
+/// that a cursor can be carried over.
+pub type BuildScheduler =
+    fn(&service::Service, &[Candidate], before: Option<&table::Service>) -> Box<dyn Schedule + Send + Sync>;
+
+/// How destinations are reached.
+pub trait Routes {
+    /// How this address is reached at the moment; asks the kernel to resolve it when that is not known.
+    fn reach(&mut self, destination: IpAddr) -> Reach;
+}
+
+/// All live numbers of services and destinations. Owned by the control thread.
+pub struct Registry {
+    workers: usize,
+    build: BuildScheduler,
+    slots: Vec<Option<Slot>>,
+    /// What the workers see of each slot.
+    live: Vec<Option<Arc<table::Destination>>>,
+    free: Vec<DestinationId>,
+    trash: HashSet<DestinationId>,
+    by_key: HashMap<(ServiceKey, DestinationKey), DestinationId>,
+    services: HashMap<ServiceKey, LiveService>,
+    nat_sources: Arc<NatSources>,
+    generation: u64,
+}
+
+struct Slot {
+    service: ServiceKey,
+    /// Of the service it was last present in.
+    incarnation: u64,
+    account: Account,
+    /// Where the workers' counters stood when last collected.
+    collected: Totals,
+    /// When it was first seen as trash without connections.
+    idle_since_ms: Option<u64>,
+}
+
+struct LiveService {
+    incarnation: u64,
+    table: Arc<table::Service>,
+    account: Account,
+}
+
+impl Registry {
+    /// Nothing yet, for this many workers.
+    pub fn new(workers: usize, build: BuildScheduler) -> Registry {
+        Registry {
+            workers,
+            build,
+            slots: Vec::new(),
+            live: Vec::new(),
+            free: Vec::new(),
+            trash: HashSet::new(),
+            by_key: HashMap::new(),
+            services: HashMap::new(),
+            nat_sources: Arc::default(),
+            generation: 0,
+        }
+    }
+
+    /// Follows the change from one state to the next.
+    pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) {
+        let mut nat_changed = false;
+        for old in before.services() {
+            let key = &old.service.key;
+            match after.service(key) {
+                Some(new) if Arc::ptr_eq(old, new) => {}
+                Some(new) if new.incarnation == old.incarnation => {
+                    nat_changed |= endpoints(old).ne(endpoints(new));
+                    self.retire_missing(old, Some(new));
+                }
+                replacement => {
+                    nat_changed = true;
+                    self.retire_missing(old, replacement.map(|entry| &**entry));
+                    self.services.remove(key);
+                }
+            }
+        }
+        for new in after.services() {
+            let unchanged = before
+                .service(&new.service.key)
+                .is_some_and(|old| Arc::ptr_eq(old, new));
+            if !unchanged {
+                nat_changed |= !self.services.contains_key(&new.service.key);
+                self.bring_in(new, routes);
+            }
+        }
+        if nat_changed {
+            self.nat_sources = Arc::new(nat_sources(after));
+        }
+    }
+
+    /// The next table.
+    pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<HashSet<IpAddr>>) -> Table {
+        self.generation += 1;
+        let services = self.services.values().map(|service| service.table.clone());
+        Table {
+            generation: self.generation,
+            services: Services::new(services, self.nat_sources.clone()),
+            destinations: self.live.clone(),
+            interfaces,
+            local,
+            timeouts: state.timeouts,
+            sysctls: state.sysctls.clone(),
+        }
+    }
+
+    /// Asks anew how every destination is reached; `true` when any answer changed, so that a new table is due.
+    pub fn refresh_reach(&mut self, routes: &mut dyn Routes) -> bool {
+        let mut answers: HashMap<IpAddr, Reach> = HashMap::new();
+        let mut changed = false;
+        for live in self.live.iter_mut().flatten() {
+            let address = live.key.address;
+            let reach = *answers.entry(address).or_insert_with(|| routes.reach(address));
+            if live.reach != reach {
+                Arc::make_mut(live).reach = reach;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Takes over what the workers counted since the last time.
+    pub fn collect(&mut self) {
+        for index in 0..self.slots.len() {
+            self.collect_slot(index);
+        }
+    }
+
+    fn collect_slot(&mut self, index: usize) {
+        let (Some(slot), Some(live)) = (&mut self.slots[index], &self.live[index]) else {
+            return;
+        };
+        let now = Totals::sum(&live.counters);
+        if now == slot.collected {
+            return;
+        }
+        let came = now.since(slot.collected);
+        slot.collected = now;
+        slot.account.add(came);
+        if let Some(service) = self.services.get_mut(&slot.service)
+            && service.incarnation == slot.incarnation
+        {
+            service.account.add(came);
+        }
+    }
+
+    /// The estimator's tick, every 2 s. Collects first.
+    pub fn tick_estimator(&mut self) {
+        self.collect();
+        self.slots.iter_mut().flatten().for_each(|slot| slot.account.tick());
+        self.services.values_mut().for_each(|service| service.account.tick());
+    }
+
+    /// `-Z`. Collects first.
+    pub fn zero(&mut self, effect: &Effect) {
+        let Effect::Zero(which) = effect else { return };
+        self.collect();
+        let all = which.is_none();
+        for slot in self.slots.iter_mut().flatten() {
+            if all || Some(slot.service) == *which {
+                slot.account.zero();
+            }
+        }
+        for (key, service) in &mut self.services {
+            if all || Some(*key) == *which {
+                service.account.zero();
+            }
+        }
+    }
+
+    /// Forgets removed destinations that nobody came back to. `true` when some slot became free: tell the workers.
+    pub fn sweep_trash(&mut self, now_ms: u64) -> bool {
+        let mut gone = Vec::new();
+        for id in &self.trash {
+            let index = id.0 as usize;
+            let (Some(slot), Some(live)) = (&mut self.slots[index], &self.live[index]) else {
+                continue;
+            };
+            if connections(&live.load) > 0 {
+                slot.idle_since_ms = None;
+            } else if now_ms.saturating_sub(*slot.idle_since_ms.get_or_insert(now_ms)) >= TRASH_MS {
+                gone.push((*id, slot.service, live.key));
+            }
+        }
+        for (id, service, key) in &gone {
+            self.trash.remove(id);
+            self.by_key.remove(&(*service, *key));
+            self.slots[id.0 as usize] = None;
+            self.live[id.0 as usize] = None;
+            self.free.push(*id);
+        }
+        !gone.is_empty()
+    }
+
+    /// The listing of one service or of all, in the order they were added. Collects first.
+    pub fn list(&mut self, state: &State, only: Option<&ServiceKey>) -> Vec<ServiceListing> {
+        self.collect();
+        match only {
+            Some(key) => state
+                .service(key)
+                .into_iter()
+                .map(|entry| self.listing(entry))
+                .collect(),
+            None => state.services().map(|entry| self.listing(entry)).collect(),
+        }
+    }
+
+    /// The slot of the destination that a recovered connection entry belongs to; a trash slot is made for one that
+    /// no service has any more. Call before the workers start.
+    pub fn slot_of_entry(
+        &mut self,
+        protocol: TransportProtocol,
+        virtual_address: (IpAddr, u16),
+        destination: DestinationKey,
+        method: Method,
+        routes: &mut dyn Routes,
+    ) -> DestinationId {
+        let (address, port) = virtual_address;
+        let key = |port| ServiceKey::Address {
+            protocol,
+            address,
+            port,
+        };
+        // A service with port 0 serves every port: its destinations keep the client's unless they have their own.
+        let candidates = [
+            (key(port), destination),
+            (key(0), destination),
+            (key(0), DestinationKey { port: 0, ..destination }),
+        ];
+        if let Some(id) = candidates.iter().find_map(|candidate| self.by_key.get(candidate)) {
+            return *id;
+        }
+        let gone = service::Destination {
+            key: destination,
+            method,
+            weight: 0,
+            upper_threshold: 0,
+            lower_threshold: 0,
+            tunnel: Tunnel::default(),
+        };
+        let id = self.new_slot(key(port), u64::MAX, &gone, routes);
+        self.set_absent(id);
+        id
+    }
+
+    /// A destination by its slot, as the workers see it.
+    pub fn destination(&self, id: DestinationId) -> Option<&Arc<table::Destination>> {
+        self.live.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Slots by number, those of removed destinations included.
+    pub fn destinations(&self) -> &[Option<Arc<table::Destination>>] {
+        &self.live
+    }
+
+    fn listing(&self, entry: &ServiceEntry) -> ServiceListing {
+        let key = entry.service.key;
+        let account = self
+            .services
+            .get(&key)
+            .map(|service| service.account)
+            .unwrap_or_default();
+        ServiceListing {
+            service: entry.service.clone(),
+            statistics: account.statistics(),
+            destinations: entry
+                .destinations()
+                .map(|destination| self.destination_listing(key, destination))
+                .collect(),
+        }
+    }
+
+    fn destination_listing(&self, service: ServiceKey, destination: &service::Destination) -> DestinationListing {
+        let mut listing = DestinationListing {
+            destination: destination.clone(),
+            active: 0,
+            inactive: 0,
+            persistent: 0,
+            statistics: Account::default().statistics(),
+        };
+        let Some(id) = self.by_key.get(&(service, destination.key)) else {
+            return listing;
+        };
+        if let (Some(slot), Some(live)) = (&self.slots[id.0 as usize], self.destination(*id)) {
+            listing.active = live.load.active.load(Ordering::Relaxed);
+            listing.inactive = live.load.inactive.load(Ordering::Relaxed);
+            listing.persistent = live.load.persistent.load(Ordering::Relaxed);
+            listing.statistics = slot.account.statistics();
+        }
+        listing
+    }
+
+    /// Destinations of `old` that `new` has no more become trash.
+    fn retire_missing(&mut self, old: &ServiceEntry, new: Option<&ServiceEntry>) {
+        let kept: HashSet<DestinationKey> = new
+            .map(|entry| entry.destinations().map(|d| d.key).collect())
+            .unwrap_or_default();
+        for destination in old.destinations().filter(|d| !kept.contains(&d.key)) {
+            if let Some(id) = self.by_key.get(&(old.service.key, destination.key)) {
+                self.set_absent(*id);
+            }
+        }
+    }
+
+    fn set_absent(&mut self, id: DestinationId) {
+        if let Some(live) = &mut self.live[id.0 as usize] {
+            Arc::make_mut(live).present = false;
+        }
+        self.trash.insert(id);
+    }
+
+    /// A new or changed service with all its destinations.
+    fn bring_in(&mut self, entry: &ServiceEntry, routes: &mut dyn Routes) {
+        let key = entry.service.key;
+        let mut ids = Vec::with_capacity(entry.destinations().len());
+        let mut candidates = Vec::with_capacity(entry.destinations().len());
+        for destination in entry.destinations() {
+            let id = self.bring_in_destination(key, entry.incarnation, destination, routes);
+            let Some(live) = self.destination(id) else { continue };
+            candidates.push(Candidate {
+                key: destination.key,
+                weight: destination.weight,
+                upper_threshold: destination.upper_threshold,
+                lower_threshold: destination.lower_threshold,
+                load: live.load.clone(),
+            });
+            ids.push(id);
+        }
+        let before = self
+            .services
+            .remove(&key)
+            .filter(|s| s.incarnation == entry.incarnation);
+        let scheduler = (self.build)(&entry.service, &candidates, before.as_ref().map(|s| &*s.table));
+        let table = Arc::new(table::Service {
+            key,
+            scheduler,
+            candidates,
+            ids,
+            persistence: entry.service.persistence,
+            one_packet: entry.service.one_packet,
+            persistence_engine: entry.service.persistence_engine.clone(),
+        });
+        let live = LiveService {
+            incarnation: entry.incarnation,
+            table,
+            account: before.map(|s| s.account).unwrap_or_default(),
+        };
+        self.services.insert(key, live);
+    }
+
+    fn bring_in_destination(
+        &mut self,
+        service: ServiceKey,
+        incarnation: u64,
+        wanted: &service::Destination,
+        routes: &mut dyn Routes,
+    ) -> DestinationId {
+        let Some(&id) = self.by_key.get(&(service, wanted.key)) else {
+            return self.new_slot(service, incarnation, wanted, routes);
+        };
+        self.trash.remove(&id);
+        // Traffic so far belongs to the service that was there before.
+        self.collect_slot(id.0 as usize);
+        if let Some(slot) = &mut self.slots[id.0 as usize] {
+            slot.idle_since_ms = None;
+            if slot.incarnation != incarnation {
+                // Another service of the same name: connections and their counts stay, statistics do not.
+                slot.incarnation = incarnation;
+                slot.account.zero();
+            }
+        }
+        if let Some(live) = &mut self.live[id.0 as usize]
+            && !same(live, wanted)
+        {
+            // The kernel lifts the overload when the limit goes up or away.
+            if wanted.upper_threshold == 0 || wanted.upper_threshold > live.upper_threshold {
+                live.load.overloaded.store(false, Ordering::Relaxed);
+            }
+            let live = Arc::make_mut(live);
+            live.present = true;
+            live.method = wanted.method;
+            live.tunnel = wanted.tunnel;
+            live.weight = wanted.weight;
+            live.upper_threshold = wanted.upper_threshold;
+            live.lower_threshold = wanted.lower_threshold;
+            live.reach = routes.reach(wanted.key.address);
+        }
+        id
+    }
+
+    fn new_slot(
+        &mut self,
+        service: ServiceKey,
+        incarnation: u64,
+        wanted: &service::Destination,
+        routes: &mut dyn Routes,
+    ) -> DestinationId {
+        let slot = Slot {
+            service,
+            incarnation,
+            account: Account::default(),
+            collected: Totals::default(),
+            idle_since_ms: None,
+        };
+        let live = Arc::new(table::Destination {
+            key: wanted.key,
+            method: wanted.method,
+            tunnel: wanted.tunnel,
+            reach: routes.reach(wanted.key.address),
+            present: true,
+            weight: wanted.weight,
+            upper_threshold: wanted.upper_threshold,
+            lower_threshold: wanted.lower_threshold,
+            load: Arc::new(Load::default()),
+            counters: (0..self.workers).map(|_| Counters::default()).collect(),
+            family: Family::of(wanted.key.address),
+        });
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.slots[id.0 as usize] = Some(slot);
+                self.live[id.0 as usize] = Some(live);
+                id
+            }
+            None => {
+                self.slots.push(Some(slot));
+                self.live.push(Some(live));
+                DestinationId(self.slots.len() as u32 - 1)
+            }
+        };
+        self.by_key.insert((service, wanted.key), id);
+        id
+    }
+}
+
+/// The workers already see it so.
+fn same(live: &table::Destination, wanted: &service::Destination) -> bool {
+    live.present
+        && live.method == wanted.method
+        && live.tunnel == wanted.tunnel
+        && live.weight == wanted.weight
+        && live.upper_threshold == wanted.upper_threshold
+        && live.lower_threshold == wanted.lower_threshold
+}
+
+/// Entries that belong to the destination.
+fn connections(load: &Load) -> u64 {
+    [&load.active, &load.inactive, &load.persistent]
+        .iter()
+        .map(|count| count.load(Ordering::Relaxed) as u64)
+        .sum()
+}
+
+fn endpoints(entry: &ServiceEntry) -> impl Iterator<Item = (DestinationKey, Method)> {
+    entry.destinations().map(|d| (d.key, d.method))
+}
+
+fn nat_sources(state: &State) -> NatSources {
+    let mut sources = NatSources::default();
+    for entry in state.services() {
+        sources.add_service(&entry.service.key);
+        for destination in entry.destinations().filter(|d| d.method == Method::Masq) {
+            sources.add_destination(&entry.service.key, &destination.key);
+        }
+    }
+    sources
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;
