@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
+//! | [`ethtool`] | queues in use, offloads |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
 //! | [`netlink`] | links, addresses, routes, neighbours |
 //! | [`netns`] | named network namespaces |
@@ -12,6 +13,7 @@
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
 
 pub mod buffer;
+pub mod ethtool;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

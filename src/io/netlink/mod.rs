@@ -3,13 +3,15 @@
 //! A [`Netlink`] is a socket of the network namespace of the thread that opens it ([`Netlink::open`],
 //! [`Netlink::open_in`]); it stays with that namespace wherever it is used from. One request at a time, each
 //! answered before the call returns. What belongs to one kernel object is in the file of its name: [`link`],
-//! [`address`], [`route`], [`neighbour`].
+//! [`address`], [`route`], [`neighbour`]; [`resolve`] makes next hops of them all, and [`follow`] hears when they change.
 //!
 //! Words: *link* = network interface as the kernel numbers it (`ifindex`, always a `u32` here).
 
 pub mod address;
+pub mod follow;
 pub mod link;
 pub mod neighbour;
+pub mod resolve;
 pub mod route;
 
 use std::io;
@@ -23,8 +25,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use crate::io::netns::{self, Namespace};
 
 pub use address::Address;
+pub use follow::{Follower, NetworkEvent};
 pub use link::{Link, VethEnd, XdpAttachment, XdpMode};
 pub use neighbour::{Neighbour, NeighbourState};
+pub use resolve::Resolver;
 pub use route::{Route, RouteAnswer, RouteKind};
 
 /// Bytes of one netlink datagram that we are ready to take; the kernel sends at most 32 KiB at once.
@@ -93,6 +97,10 @@ impl Netlink {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
+            // Dumps sorted out by the kernel, where it can (4.20); we sort ourselves as well.
+            if let Err(error) = socket.set_netlink_get_strict_chk(true) {
+                log::debug!("netlink: no strict checking: {error}");
+            }
             for group in groups {
                 socket.add_membership(*group)?;
             }

@@ -113,9 +113,21 @@ impl Route {
 impl Netlink {
     /// All routes of the namespace, of every table, both families, the cached ones of IPv6 left out.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
-        let answers = self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), || {
-            "list routes".to_owned()
-        })?;
+        self.dump_routes(RouteHeader::RT_TABLE_UNSPEC)
+    }
+
+    /// The routes of the local table: what the local stack takes as its own. The kernel sorts them out, so that a
+    /// full routing table costs nothing here.
+    pub fn local_routes(&mut self) -> Result<Vec<Route>, Error> {
+        let mut routes = self.dump_routes(TABLE_LOCAL as u8)?;
+        routes.retain(|route| route.table == TABLE_LOCAL && route.kind == RouteKind::Local);
+        Ok(routes)
+    }
+
+    fn dump_routes(&mut self, table: u8) -> Result<Vec<Route>, Error> {
+        let mut message = RouteMessage::default();
+        message.header.table = table;
+        let answers = self.dump(RouteNetlinkMessage::GetRoute(message), || "list routes".to_owned())?;
         Ok(answers
             .iter()
             .filter_map(|answer| match answer {
