@@ -43,10 +43,19 @@ fn all_sources() -> Vec<(String, String)> {
     let mut files = Vec::new();
     sources(&root.join("src"), &mut files);
     files.sort();
-    assert!(files.len() > 40, "only {} sources found: is the walk broken?", files.len());
+    assert!(
+        files.len() > 40,
+        "only {} sources found: is the walk broken?",
+        files.len()
+    );
     files
         .into_iter()
-        .map(|p| (p.strip_prefix(root).unwrap().display().to_string(), fs::read_to_string(&p).unwrap()))
+        .map(|p| {
+            (
+                p.strip_prefix(root).unwrap().display().to_string(),
+                fs::read_to_string(&p).unwrap(),
+            )
+        })
         .collect()
 }
 
@@ -58,13 +67,19 @@ fn module_of(path: &str) -> Option<&str> {
 }
 
 fn layer(module: &str) -> usize {
-    LAYERS.iter().position(|row| row.contains(&module)).expect("a module with a layer")
+    LAYERS
+        .iter()
+        .position(|row| row.contains(&module))
+        .expect("a module with a layer")
 }
 
 /// Code lines without comments and without the unit tests at the end of the file.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let end = text.find("\n#[cfg(test)]\nmod ").unwrap_or(text.len());
-    text[..end].lines().enumerate().map(|(n, line)| (n + 1, line.split("//").next().unwrap_or("")))
+    text[..end]
+        .lines()
+        .enumerate()
+        .map(|(n, line)| (n + 1, line.split("//").next().unwrap_or("")))
 }
 
 #[test]
@@ -78,8 +93,7 @@ fn modules_name_only_lower_layers() {
                 if named == module || !LAYERS.iter().any(|row| row.contains(&named.as_str())) {
                     continue;
                 }
-                let allowed =
-                    layer(&named) < layer(module) || NEIGHBOURS.contains(&(module, named.as_str()));
+                let allowed = layer(&named) < layer(module) || NEIGHBOURS.contains(&(module, named.as_str()));
                 if !allowed {
                     faults.push(format!("{path}:{n}: `{module}` names `{named}`, which is not below it"));
                 }
@@ -103,7 +117,11 @@ fn unsafe_stands_only_where_it_may() {
             }
         }
     }
-    assert!(faults.is_empty(), "unsafe outside io/ and {UNSAFE_FILE}:\n{}", faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "unsafe outside io/ and {UNSAFE_FILE}:\n{}",
+        faults.join("\n")
+    );
 }
 
 #[test]

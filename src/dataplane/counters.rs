@@ -119,7 +119,14 @@ mod tests {
     fn publish_shows_every_field() {
         let shared = WorkerShared::default();
         let mut before = FrameCounts::default();
-        let mut now = FrameCounts { received: 7, generated: 1, transmitted: 3, handed_back: 2, held: 1, ..before.clone() };
+        let mut now = FrameCounts {
+            received: 7,
+            generated: 1,
+            transmitted: 3,
+            handed_back: 2,
+            held: 1,
+            ..before.clone()
+        };
         now.drop(DropReason::Truncated);
         now.drop(DropReason::HandBackFailed);
         assert!(now.balanced());

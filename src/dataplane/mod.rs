@@ -5,4 +5,4 @@
 
 pub mod counters;
 pub mod driver;
-pub mod worker;
+// pub mod worker; // with the pipeline

@@ -4,6 +4,7 @@
 //! destinations that did not change are shared by `Arc`. Live numbers ([`Load`], [`Counters`], scheduler cursors)
 //! hang off it by `Arc` and outlast it.
 
+pub mod hops;
 pub mod sysctl;
 
 use std::collections::{HashMap, HashSet};
@@ -15,6 +16,7 @@ use crate::packet::{Family, FlowKey, Mac};
 use crate::scheduler::{Candidate, Load, Schedule};
 use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
 
+pub use hops::{HopId, Hops};
 pub use sysctl::Sysctls;
 
 /// Everything the workers know, immutable. One generation is one change (or batch of changes) made live.

@@ -1,0 +1,118 @@
+//! Where clients' frames came from, so that replies leave the same way: (interface, link address) pairs, interned.
+//!
+//! A connection keeps a 16-bit [`HopId`] instead of the pair. Workers intern without a lock; ids are never taken back,
+//! as there is one for each router (or neighbour) that ever sent to a VIP. Private memory: after a restart an entry
+//! has [`HopId::UNKNOWN`] until its client's next frame.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::InterfaceId;
+use crate::packet::Mac;
+
+/// Number of an interned hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HopId(pub u16);
+
+impl HopId {
+    /// Not known (yet): the kernel's routing table decides.
+    pub const UNKNOWN: HopId = HopId(0);
+}
+
+/// All hops that clients' frames came from; at most [`Hops::CAPACITY`].
+#[derive(Debug)]
+pub struct Hops {
+    /// `1 << 63 | interface << 48 | link address`; 0 = free. Number 0 stays free.
+    slots: Box<[AtomicU64]>,
+}
+
+impl Default for Hops {
+    fn default() -> Self {
+        Hops {
+            slots: (0..Hops::CAPACITY).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+}
+
+impl Hops {
+    /// Ids, [`HopId::UNKNOWN`] included.
+    pub const CAPACITY: usize = 1 << 14;
+    /// Slots that a search looks at before it gives up.
+    const PROBES: usize = 64;
+    const USED: u64 = 1 << 63;
+
+    /// The id of a pair, given now if it has none; [`HopId::UNKNOWN`] when there is no room for it.
+    pub fn intern(&self, interface: InterfaceId, mac: Mac) -> HopId {
+        let word = pack(interface, mac);
+        let first = (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
+        for probe in 0..Hops::PROBES {
+            let n = (first + probe) % (Hops::CAPACITY - 1) + 1;
+            let seen = match self.slots[n].load(Ordering::Relaxed) {
+                0 => self.slots[n]
+                    .compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed)
+                    .unwrap_or_else(|w| w),
+                seen => seen,
+            };
+            if seen == word || seen == 0 {
+                return HopId(n as u16);
+            }
+        }
+        HopId::UNKNOWN
+    }
+
+    /// Whether `id` is this pair: one load, for each frame of a client.
+    #[inline]
+    pub fn is(&self, id: HopId, interface: InterfaceId, mac: Mac) -> bool {
+        self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed) == pack(interface, mac)
+    }
+
+    /// The pair of an id.
+    #[inline]
+    pub fn get(&self, id: HopId) -> Option<(InterfaceId, Mac)> {
+        let word = self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed);
+        if word & Hops::USED == 0 {
+            return None;
+        }
+        let b = word.to_be_bytes();
+        Some((InterfaceId(b[1]), Mac([b[2], b[3], b[4], b[5], b[6], b[7]])))
+    }
+}
+
+#[inline]
+fn pack(interface: InterfaceId, mac: Mac) -> u64 {
+    let m = mac.0;
+    Hops::USED | u64::from_be_bytes([0, interface.0, m[0], m[1], m[2], m[3], m[4], m[5]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interned_once_and_found_again() {
+        let hops = Hops::default();
+        let mac = Mac([2, 0, 0, 0, 0, 0xc0]);
+        let id = hops.intern(InterfaceId(1), mac);
+        assert_ne!(id, HopId::UNKNOWN);
+        assert_eq!(hops.intern(InterfaceId(1), mac), id);
+        assert_ne!(hops.intern(InterfaceId(0), mac), id);
+        assert_eq!(hops.get(id), Some((InterfaceId(1), mac)));
+        assert!(hops.is(id, InterfaceId(1), mac) && !hops.is(id, InterfaceId(0), mac));
+        assert_eq!(hops.get(HopId::UNKNOWN), None);
+        assert!(!hops.is(HopId::UNKNOWN, InterfaceId(0), Mac::default()));
+    }
+
+    #[test]
+    fn full_is_unknown_not_wrong() {
+        let hops = Hops::default();
+        let mut unknown = 0;
+        for n in 0..Hops::CAPACITY as u32 + 100 {
+            let b = n.to_be_bytes();
+            let mac = Mac([2, 0, b[0], b[1], b[2], b[3]]);
+            match hops.intern(InterfaceId(0), mac) {
+                HopId::UNKNOWN => unknown += 1,
+                id => assert_eq!(hops.get(id), Some((InterfaceId(0), mac))),
+            }
+        }
+        assert!(unknown >= 101, "more ids than room: {unknown}");
+    }
+}
