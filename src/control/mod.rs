@@ -3,6 +3,8 @@
 //! [`state`] is what the operator asked for, pure data; [`registry`] holds the live side of it and builds the
 //! [`Table`](crate::table::Table) that the workers read; [`statistics`] sums and rates traffic.
 
+pub mod config;
+pub mod difference;
 pub mod protocol;
 pub mod registry;
 pub mod state;

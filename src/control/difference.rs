@@ -1,0 +1,162 @@
+//! The least change from what runs to what shall run, so that a reload disturbs nothing that stays the same.
+//!
+//! Compared is what services and destinations are, not the order in which they were added.
+
+use std::collections::HashSet;
+
+use super::protocol::Command;
+use super::state::{ServiceEntry, State};
+use crate::table::Sysctls;
+
+/// The commands that turn `running` into `desired`. Deletions come first, so that limits count what stays.
+/// With `complete` timeouts and settings follow as well.
+pub fn difference(running: &State, desired: &State, complete: bool) -> Vec<Command> {
+    let mut commands = Vec::new();
+    for old in running.services() {
+        match desired.service(&old.service.key) {
+            None => commands.push(Command::DeleteService {
+                service: old.service.key,
+            }),
+            Some(new) => commands.extend(deletions(old, new)),
+        }
+    }
+    for new in desired.services() {
+        match running.service(&new.service.key) {
+            None => commands.extend(whole(new)),
+            Some(old) => commands.extend(changes(old, new)),
+        }
+    }
+    if complete {
+        if running.timeouts != desired.timeouts {
+            commands.push(Command::SetTimeouts(desired.timeouts));
+        }
+        commands.extend(settings(&running.sysctls, &desired.sysctls));
+    }
+    commands
+}
+
+fn deletions(old: &ServiceEntry, new: &ServiceEntry) -> Vec<Command> {
+    let kept: HashSet<_> = new.destinations().map(|d| d.key).collect();
+    let gone = old.destinations().filter(|d| !kept.contains(&d.key));
+    gone.map(|d| Command::DeleteDestination {
+        service: old.service.key,
+        destination: d.key,
+    })
+    .collect()
+}
+
+fn whole(new: &ServiceEntry) -> Vec<Command> {
+    let service = Command::AddService(new.service.clone());
+    let destinations = new.destinations().rev().map(|d| Command::AddDestination {
+        service: new.service.key,
+        destination: d.clone(),
+    });
+    std::iter::once(service).chain(destinations).collect()
+}
+
+fn changes(old: &ServiceEntry, new: &ServiceEntry) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if old.service != new.service {
+        commands.push(Command::EditService(new.service.clone()));
+    }
+    let service = new.service.key;
+    for destination in new.destinations().rev() {
+        match old.destination(&destination.key) {
+            Some(before) if before == destination => {}
+            Some(_) => commands.push(Command::EditDestination {
+                service,
+                destination: destination.clone(),
+            }),
+            None => commands.push(Command::AddDestination {
+                service,
+                destination: destination.clone(),
+            }),
+        }
+    }
+    commands
+}
+
+fn settings(running: &Sysctls, desired: &Sysctls) -> Vec<Command> {
+    let values = |name: &str| Some((running.get(name).ok()?, desired.get(name).ok()?));
+    let changed = Sysctls::names().into_iter().filter_map(|name| {
+        let (before, value) = values(name)?;
+        (before != value).then(|| Command::SetSysctl {
+            name: name.to_owned(),
+            value,
+        })
+    });
+    changed.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::config;
+    use super::*;
+
+    fn state(toml: &str) -> State {
+        let parsed = config::parse(Path::new("test.toml"), toml, |_| Ok(vec![]));
+        parsed.unwrap_or_else(|error| panic!("{error}")).desired
+    }
+
+    const BEFORE: &str = r#"
+        timeouts.tcp = 600
+        [[service]]
+        tcp = "10.0.0.1:80"
+        destination = [{ address = "10.1.0.1" }, { address = "10.1.0.2" }]
+        [[service]]
+        udp = "10.0.0.1:53"
+        destination = [{ address = "10.1.0.1" }]
+        [[service]]
+        tcp = "10.0.0.1:25"
+    "#;
+    const AFTER: &str = r#"
+        sysctl.sloppy_tcp = 1
+        [[service]]
+        tcp = "10.0.0.1:443"
+        destination = [{ address = "10.1.0.1" }]
+        [[service]]
+        udp = "10.0.0.1:53"
+        destination = [{ address = "10.1.0.1" }]
+        [[service]]
+        tcp = "10.0.0.1:80"
+        scheduler = "rr"
+        destination = [{ address = "10.1.0.3" }, { address = "10.1.0.2", weight = 5 }]
+    "#;
+
+    #[test]
+    fn touches_only_what_differs() {
+        let commands = difference(&state(BEFORE), &state(AFTER), true);
+        let words: Vec<String> = commands.iter().map(|c| format!("{c:?}").replace('"', "")).collect();
+        let begins = [
+            "DeleteDestination",
+            "DeleteService",
+            "AddService",
+            "AddDestination",
+            "EditService",
+            "AddDestination",
+            "EditDestination",
+            "SetTimeouts",
+            "SetSysctl",
+        ];
+        assert_eq!(words.len(), begins.len(), "{words:#?}");
+        for (word, begin) in words.iter().zip(begins) {
+            assert!(word.starts_with(begin), "{word} where {begin} was expected");
+            assert!(!word.contains("Udp"), "the unchanged service is touched: {word}");
+        }
+        assert!(difference(&state(AFTER), &state(AFTER), true).is_empty());
+    }
+
+    #[test]
+    fn applied_it_gives_the_desired_state() {
+        for (from, to) in [(BEFORE, AFTER), (AFTER, BEFORE), ("", AFTER), (AFTER, "")] {
+            let (running, desired) = (state(from), state(to));
+            let applied = running.apply_all(&difference(&running, &desired, true), true);
+            assert!(applied.results.iter().all(Option::is_none), "{:?}", applied.results);
+            assert!(difference(&applied.state, &desired, true).is_empty());
+        }
+        // A rules file leaves timeouts and settings alone.
+        assert!(difference(&state("timeouts.udp = 1"), &state(""), false).is_empty());
+    }
+}
