@@ -1,8 +1,9 @@
-//! The outside: packet sockets, tun devices, memory queues, netlink, network namespaces, and the small system calls
-//! they share.
+//! The outside: AF_XDP and packet sockets, tun devices, memory queues, netlink, network namespaces, and the small
+//! system calls they share.
 //!
 //! | module | what |
 //! |---|---|
+//! | [`bpf`] | bpf(2): assembler, maps, programs and where they are attached |
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
 //! | [`ethtool`] | queues in use, offloads |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
@@ -12,6 +13,7 @@
 //! | [`tun`] | frames for the local stack |
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
 
+pub mod bpf;
 pub mod buffer;
 pub mod ethtool;
 pub mod memory;
