@@ -6,6 +6,8 @@
 //! | [`bpf`] | bpf(2): assembler, maps, programs and where they are attached |
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
 //! | [`ethtool`] | queues in use, offloads |
+//! | [`filter`] | which frames are ours: the program in front of the kernel, and what it looks for |
+//! | [`liveness`] | which interfaces a living uvs serves |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
 //! | [`netlink`] | links, addresses, routes, neighbours |
 //! | [`netns`] | named network namespaces |
@@ -16,6 +18,8 @@
 pub mod bpf;
 pub mod buffer;
 pub mod ethtool;
+pub mod filter;
+pub mod liveness;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

@@ -285,7 +285,10 @@ mod tests {
         let line = |i: &Instruction| {
             let [o0, o1] = i.offset.to_le_bytes();
             let [a, b, c, d] = i.immediate.to_le_bytes();
-            format!("{:02x} {:02x} {o0:02x} {o1:02x} {a:02x} {b:02x} {c:02x} {d:02x}", i.code, i.registers)
+            format!(
+                "{:02x} {:02x} {o0:02x} {o1:02x} {a:02x} {b:02x} {c:02x} {d:02x}",
+                i.code, i.registers
+            )
         };
         program.iter().map(line).collect()
     }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "bpf(2) takes pointers to keys and values")]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::{BpfError, Command, bpf, bpf_open, object_name};
 
@@ -128,20 +128,6 @@ impl Map {
             flags: 0,
         }
     }
-
-    /// A second handle of the same map.
-    pub fn share(&self) -> Result<Map, BpfError> {
-        // SAFETY: duplicates our own descriptor; the result is checked.
-        let fd = unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(BpfError::last(format!("duplicate the BPF map {}", self.name)));
-        }
-        Ok(Map {
-            // SAFETY: just opened, owned by nobody else.
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-            ..*self
-        })
-    }
 }
 
 impl AsRawFd for Map {
@@ -154,7 +140,11 @@ impl AsRawFd for Map {
 fn possible_cpus() -> io::Result<usize> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     // "0-3", "0" or "0,2-5": the last number is the highest.
-    let last = text.trim().rsplit(['-', ',']).next().and_then(|n| n.parse::<usize>().ok());
+    let last = text
+        .trim()
+        .rsplit(['-', ','])
+        .next()
+        .and_then(|n| n.parse::<usize>().ok());
     match last {
         Some(highest) => Ok(highest + 1),
         None => Err(io::Error::new(

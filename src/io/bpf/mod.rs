@@ -67,7 +67,7 @@ enum Command {
     ProgramLoad = 5,
     ProgramAttach = 8,
     ProgramDetach = 9,
-    #[cfg_attr(not(test), allow(dead_code, reason = "for tests of programs"))]
+    #[cfg(test)]
     ProgramTestRun = 10,
     ProgramFdById = 13,
     ObjectInfo = 15,
@@ -184,6 +184,17 @@ impl Program {
             id: info.id,
             name: String::from_utf8_lossy(name).into_owned(),
         })
+    }
+
+    /// Makes it the filter of a socket.
+    pub fn attach_to_socket(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
+        let fd = self.fd.as_raw_fd();
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_BPF);
+        // SAFETY: the option takes an int, and the pointer is to one.
+        match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const fd).cast(), 4) } {
+            0 => Ok(()),
+            _ => Err(BpfError::last("attach the filter to a packet socket")),
+        }
     }
 
     /// Runs it on a frame; for tests.
@@ -344,7 +355,10 @@ mod tests {
             a.load(Width::B4, R0, R1, 4000);
             a.exit();
             let error = Program::load(ProgramType::Xdp, "uvs_test", &a.finish()).unwrap_err();
-            assert!(error.to_string().contains("invalid bpf_context access off=4000"), "{error}");
+            assert!(
+                error.to_string().contains("invalid bpf_context access off=4000"),
+                "{error}"
+            );
         });
     }
 }

@@ -101,7 +101,12 @@ pub fn query(ifindex: u32) -> Result<Vec<ProgramInfo>, BpfError> {
     match unsafe { bpf(Command::ProgramQuery, &mut attribute) } {
         Ok(_) => {}
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => return Ok(Vec::new()),
-        Err(e) => return Err(BpfError::new(format!("ask about the tc ingress of interface {ifindex}"), e)),
+        Err(e) => {
+            return Err(BpfError::new(
+                format!("ask about the tc ingress of interface {ifindex}"),
+                e,
+            ));
+        }
     }
     let ids = &ids[..(attribute.count as usize).min(PROGRAMS_MAX)];
     ids.iter().map(|&id| Program::by_id(id)?.info()).collect()
@@ -109,8 +114,8 @@ pub fn query(ifindex: u32) -> Result<Vec<ProgramInfo>, BpfError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::asm::{Assembler, R0};
     use super::super::ProgramType;
+    use super::super::asm::{Assembler, R0};
     use super::*;
     use crate::io::testing::{in_namespace, ip};
 

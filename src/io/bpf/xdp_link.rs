@@ -69,8 +69,10 @@ pub struct Link {
 /// Asks the kernel about the interface, in the calling thread's network namespace.
 pub fn query(ifindex: u32) -> Result<Link, BpfError> {
     let what = || format!("ask about interface {ifindex}");
-    let reply = exchange(Message::new(libc::RTM_GETLINK, 0, ifindex))
-        .map_err(|(e, log)| BpfError { log, ..BpfError::new(what(), e) })?;
+    let reply = exchange(Message::new(libc::RTM_GETLINK, 0, ifindex)).map_err(|(e, log)| BpfError {
+        log,
+        ..BpfError::new(what(), e)
+    })?;
     let mut link = Link::default();
     for (kind, value) in attributes(reply.get(INTERFACE_INFO_LEN..).unwrap_or_default()) {
         match kind {
@@ -196,7 +198,9 @@ fn exchange(mut message: Message) -> Result<Vec<u8>, Refusal> {
 /// The text of an extended acknowledgement: behind the error number and the request's header.
 fn explanation(payload: &[u8]) -> String {
     let behind = payload.get(4 + NETLINK_HEADER_LEN..).unwrap_or_default();
-    let text = attributes(behind).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG).map(|(_, text)| text);
+    let text = attributes(behind)
+        .find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG)
+        .map(|(_, text)| text);
     let text = text.unwrap_or_default();
     String::from_utf8_lossy(text.strip_suffix(&[0]).unwrap_or(text)).into_owned()
 }
@@ -265,7 +269,10 @@ mod tests {
                 let (first, second) = (pass(), pass());
                 attach(a, mode, &first, None).unwrap();
                 assert_eq!(attach(a, mode, &second, None).unwrap_err().errno(), libc::EBUSY);
-                assert_eq!(attach(a, mode, &second, Some(&second)).unwrap_err().errno(), libc::EEXIST);
+                assert_eq!(
+                    attach(a, mode, &second, Some(&second)).unwrap_err().errno(),
+                    libc::EEXIST
+                );
                 attach(a, mode, &second, Some(&first)).unwrap();
                 assert_eq!(query(a).unwrap().programs, [(mode, second.info().unwrap().id)]);
                 assert_eq!(detach(a, mode, &first).unwrap_err().errno(), libc::EEXIST);

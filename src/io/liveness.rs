@@ -1,0 +1,106 @@
+//! Which interfaces a living uvs serves: an abstract Unix socket `@uvs/IFINDEX` each, which vanishes with the process
+//! however that ends. Abstract names belong to the network namespace, as the interfaces do.
+#![allow(unsafe_code, reason = "SO_PEERCRED by libc")]
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+/// The claim on an interface; ends when dropped, and with the process.
+#[derive(Debug)]
+pub struct Claim {
+    _socket: UnixListener,
+}
+
+/// Why there is no claim.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another uvs is at work there.
+    #[error("interface {ifindex} is served by another uvs (process {pid}); --takeover takes it over")]
+    Taken {
+        /// Kernel index of the interface.
+        ifindex: u32,
+        /// Its process id, in our pid namespace (0 if it is not visible there).
+        pid: i32,
+    },
+    /// Something else.
+    #[error("cannot claim interface {ifindex}: {source}")]
+    System {
+        /// Kernel index of the interface.
+        ifindex: u32,
+        /// The kernel's error.
+        source: io::Error,
+    },
+}
+
+/// Claims the interface for this process. To be called in the network namespace of the interface.
+pub fn claim(ifindex: u32) -> Result<Claim, ClaimError> {
+    let system = |source| ClaimError::System { ifindex, source };
+    let address = address(ifindex).map_err(system)?;
+    match UnixListener::bind_addr(&address) {
+        Ok(_socket) => Ok(Claim { _socket }),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(ClaimError::Taken {
+            ifindex,
+            pid: holder(ifindex).map_err(system)?.unwrap_or(0),
+        }),
+        Err(e) => Err(system(e)),
+    }
+}
+
+/// The process that serves the interface, if one does.
+pub fn holder(ifindex: u32) -> io::Result<Option<i32>> {
+    match UnixStream::connect_addr(&address(ifindex)?) {
+        Ok(stream) => peer_process(&stream).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(None),
+        // Its queue is full of others who asked: it lives.
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Some(0)),
+        Err(e) => Err(e),
+    }
+}
+
+fn address(ifindex: u32) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("uvs/{ifindex}"))
+}
+
+fn peer_process(stream: &UnixStream) -> io::Result<i32> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: the pointers are to a ucred and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            level,
+            option,
+            (&raw mut credentials).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(credentials.pid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::in_namespace;
+
+    /// How: claims twice, asks, gives up the claim. Goal: alive or dead is never in doubt, and the holder has a name.
+    #[test]
+    fn one_holder_at_a_time_and_none_after_its_end() {
+        in_namespace(|| {
+            assert_eq!(holder(3).unwrap(), None);
+            let first = claim(3).unwrap();
+            let _other = claim(4).unwrap();
+            assert_eq!(holder(3).unwrap(), Some(std::process::id() as i32));
+            let error = claim(3).unwrap_err().to_string();
+            assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+            drop(first);
+            assert_eq!(holder(3).unwrap(), None);
+            claim(3).unwrap();
+        });
+    }
+}
