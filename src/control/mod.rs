@@ -9,3 +9,4 @@ pub mod protocol;
 pub mod registry;
 pub mod state;
 pub mod statistics;
+pub mod store;

@@ -13,6 +13,7 @@
 //! | [`netns`] | named network namespaces |
 //! | [`poll`] | sleeping on file descriptors, and waking who sleeps |
 //! | [`tun`] | frames for the local stack |
+//! | [`unix`] | peers of Unix sockets, file locks |
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
 
 pub mod bpf;
@@ -27,4 +28,5 @@ pub mod poll;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tun;
+pub mod unix;
 pub mod virtio;
