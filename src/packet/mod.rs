@@ -11,6 +11,7 @@ pub mod frame;
 pub mod parse;
 pub mod quote;
 pub mod rewrite;
+pub mod segment;
 #[cfg(test)]
 pub mod testing;
 
