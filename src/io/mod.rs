@@ -9,9 +9,12 @@
 //! | [`filter`] | which frames are ours: the program in front of the kernel, and what it looks for |
 //! | [`liveness`] | which interfaces a living uvs serves |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
+//! | [`mmsg`] | batches of frames through a packet socket |
 //! | [`netlink`] | links, addresses, routes, neighbours |
 //! | [`netns`] | named network namespaces |
+//! | [`packet_socket`] | one packet socket on one interface |
 //! | [`poll`] | sleeping on file descriptors, and waking who sleeps |
+//! | [`raw`] | the driver over packet sockets |
 //! | [`tun`] | frames for the local stack |
 //! | [`unix`] | peers of Unix sockets, file locks |
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
@@ -22,9 +25,12 @@ pub mod ethtool;
 pub mod filter;
 pub mod liveness;
 pub mod memory;
+pub mod mmsg;
 pub mod netlink;
 pub mod netns;
+pub mod packet_socket;
 pub mod poll;
+pub mod raw;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tun;

@@ -53,6 +53,19 @@ pub fn ip(arguments: &str) {
     );
 }
 
+/// Waits until an interface's carrier is noticed: before that, the kernel drops what is sent there.
+pub fn wait_up(interface: &str) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output().unwrap();
+        if String::from_utf8_lossy(&output.stdout).contains("state UP") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{interface} does not come up");
+}
+
 /// Writes a setting under /proc/sys/net.
 pub fn sysctl(path: &str, value: &str) {
     std::fs::write(format!("/proc/sys/net/{path}"), value).expect(path);
@@ -109,4 +122,29 @@ impl Sniffer {
         let n = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         assert_eq!(n, frame.len() as isize, "{}", io::Error::last_os_error());
     }
+}
+
+/// A socket filter that keeps everything.
+pub fn keep_all() -> OwnedFd {
+    // struct bpf_insn: opcode, registers, offset, immediate. mov32 r0, -1; exit.
+    let program: [u64; 2] = [0xffff_ffff_0000_00b4, 0x95];
+    let license = c"GPL";
+    let mut attributes = [0u64; 16];
+    // union bpf_attr for BPF_PROG_LOAD: type (1 = socket filter) and count, instructions, license.
+    attributes[0] = 1 | (program.len() as u64) << 32;
+    attributes[1] = program.as_ptr() as u64;
+    attributes[2] = license.as_ptr() as u64;
+    // SAFETY: the attributes have the size given, and their pointers are to live memory, which is only read.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_bpf, 5, attributes.as_ptr(), size_of_val(&attributes));
+        assert!(fd >= 0, "bpf: {}", io::Error::last_os_error());
+        OwnedFd::from_raw_fd(fd as i32)
+    }
+}
+
+/// The kernel's index of an interface of the calling thread's namespace.
+pub fn index_of(interface: &str) -> u32 {
+    let name = std::ffi::CString::new(interface).unwrap();
+    // SAFETY: `name` is a C string.
+    unsafe { libc::if_nametoindex(name.as_ptr()) }
 }

@@ -3,7 +3,7 @@
 use etherparse::PacketBuilder;
 
 use super::*;
-use crate::io::testing::{Sniffer, in_namespace, ip, sysctl};
+use crate::io::testing::{Sniffer, in_namespace, ip, sysctl, wait_up};
 use crate::packet::{ChecksumOffload, Segmentation, SegmentationKind};
 
 const CLIENT: [u8; 4] = [192, 0, 2, 2];
@@ -21,6 +21,7 @@ fn director() -> Sniffer {
     ip("link set vb up");
     ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:0b dev va nud permanent");
     ip("neigh add 2001:db8::2 lladdr 02:00:00:00:00:0b dev va nud permanent");
+    wait_up("va");
     Sniffer::new("vb")
 }
 
