@@ -4,20 +4,27 @@
 //! all (a port nobody serves on the VIP, a local real server) is written into this device, with its unfinished
 //! checksum or as a super-frame if that is how it came, and the local stack takes it as received there.
 //!
-//! Its source address is reachable by another interface, so reverse path filtering drops it, silently, unless it is
-//! off: [`RpFilter`] reads the settings and says which one is in the way.
+//! Its source address is reachable by another interface, so reverse path filtering would drop it, silently: strict
+//! always, loose when the device has no address. The higher of the device's own setting and that of `all` counts, and
+//! loose (2) is higher than strict (1). So the device is set to loose and gets an address (a loopback one, which is the
+//! host's anyway): then it works whatever `all` says. [`RpFilter`] reads the settings and says if that was undone.
 #![allow(unsafe_code, reason = "tun and interface ioctls, writev")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::netlink::{self, Netlink};
 use super::virtio;
 use crate::packet::{ETHERNET_HEADER_LEN, Offload};
 
 /// Name of the daemon's device.
 pub const NAME: &str = "uvs0";
+
+/// The device's own address, so that loose reverse path filtering lets frames in. Of the network that is local anyway.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 117, 118, 115);
 
 /// Largest MTU the kernel gives a tun device: a super-frame must fit.
 const MTU: i32 = 65535;
@@ -40,6 +47,14 @@ pub enum TunError {
         name: String,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// It cannot get its address.
+    #[error("tun device {name}: {source}")]
+    Address {
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        source: netlink::Error,
     },
     /// The device is there and cannot be set up.
     #[error("cannot {what} of tun device {name}: {source}")]
@@ -71,7 +86,7 @@ pub struct Tun {
 
 impl Tun {
     /// Makes the device in the calling thread's network namespace (or joins it: a daemon that takes over finds the
-    /// old one's), switches off its own reverse path filter, and brings it up. It gets no address.
+    /// old one's), sees to it that no reverse path filter is in the way, and brings it up.
     pub fn create(name: &str) -> Result<Tun, TunError> {
         let fd = open_queue(name)?;
         let configure = |what, source| TunError::Configure {
@@ -79,13 +94,19 @@ impl Tun {
             what,
             source,
         };
-        set_conf("ipv4", name, "rp_filter", "0").map_err(|e| configure("switch off rp_filter", e))?;
+        // May be read-only in a container; then what it says already decides, below.
+        set_conf("ipv4", name, "rp_filter", "2").unwrap_or_else(|e| log::debug!("{name}: rp_filter: {e}"));
         // IPv6 may be absent or off; then there is nothing to hand back. A link-local address would only make noise.
         set_conf("ipv6", name, "addr_gen_mode", "1").unwrap_or_else(|e| log::debug!("{name}: addr_gen_mode: {e}"));
         set_conf("ipv6", name, "accept_ra", "0").unwrap_or_else(|e| log::debug!("{name}: accept_ra: {e}"));
         let ioctl = InterfaceIoctl::new(name).map_err(|e| configure("reach the settings", e))?;
         ioctl.set_mtu(MTU).map_err(|e| configure("set the MTU", e))?;
         ioctl.bring_up().map_err(|e| configure("set the state", e))?;
+        give_address(name)?;
+        match RpFilter::read(name) {
+            Ok(filter) => filter.problem().iter().for_each(|problem| log::error!("{problem}")),
+            Err(error) => log::warn!("cannot tell whether a reverse path filter is in the way: {error}"),
+        }
         Ok(Tun {
             name: name.into(),
             _fd: fd,
@@ -124,6 +145,18 @@ impl TunQueue {
         let written = unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr(), parts.len() as i32) };
         written == (header.len() + ip_packet.len()) as isize
     }
+}
+
+fn give_address(name: &str) -> Result<(), TunError> {
+    let give = || {
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link(name)?.index;
+        netlink.add_address(index, ADDRESS.into(), 32)
+    };
+    give().map_err(|source| TunError::Address {
+        name: name.into(),
+        source,
+    })
 }
 
 fn open_queue(name: &str) -> Result<OwnedFd, TunError> {
@@ -221,8 +254,8 @@ fn conf_path(family: &str, device: &str, key: &str) -> String {
     format!("/proc/sys/net/{family}/conf/{device}/{key}")
 }
 
-/// The reverse path filter that a device's IPv4 packets meet: the higher of its own setting and that of `all`.
-/// (IPv6 has none.)
+/// The reverse path filter that the IPv4 packets of one of our devices meet (IPv6 has none): the higher of its own
+/// setting and that of `all`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RpFilter {
     /// The device.
@@ -252,16 +285,14 @@ impl RpFilter {
 
     /// What drops the packets written into this device, and how to stop it; `None` when nothing does.
     pub fn problem(&self) -> Option<String> {
-        let (name, value) = match (self.all, self.own) {
-            (0, 0) => return None,
-            (0, own) => (self.device.as_str(), own),
-            (all, _) => ("all", all),
-        };
-        let mode = if value == 1 { "strict" } else { "loose" };
-        let device = &self.device;
+        if self.all.max(self.own) != 1 {
+            return None;
+        }
+        let RpFilter { device, all, own } = self;
         Some(format!(
-            "net.ipv4.conf.{name}.rp_filter is {value} ({mode}): the kernel silently drops what is handed to it through \
-             {device}; set it to 0 (sysctl -w net.ipv4.conf.{name}.rp_filter=0); other interfaces keep their own setting"
+            "net.ipv4.conf.{device}.rp_filter is {own} and net.ipv4.conf.all.rp_filter is {all}, together strict: the kernel \
+             silently drops what it is handed through {device}; set the device to loose: \
+             sysctl -w net.ipv4.conf.{device}.rp_filter=2 (other interfaces keep their own)"
         ))
     }
 }

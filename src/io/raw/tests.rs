@@ -108,7 +108,9 @@ fn between_two_hosts(test: impl FnOnce(mpsc::Sender<Job>, mpsc::Sender<Job>) + S
             ip("link set toclient up");
             ip("link set toserver up");
             ["toclient", "toserver"].iter().for_each(|name| wait_up(name));
-            [&client, &server].iter().for_each(|host| run(host, || wait_up("eth0")).recv_timeout(LONG).unwrap());
+            [&client, &server]
+                .iter()
+                .for_each(|host| run(host, || wait_up("eth0")).recv_timeout(LONG).unwrap());
             test(client, server);
         });
     });
@@ -289,12 +291,16 @@ fn an_interface_that_goes_costs_its_frames_only() {
         assert!(!batch.is_empty(), "the other interface goes on");
         batch.drain(..).for_each(|r| driver.free(r.frame));
         assert_eq!(driver.outstanding(), 0);
-        let before = std::time::Instant::now();
-        driver.wait(Duration::from_millis(50));
-        assert!(
-            before.elapsed() >= Duration::from_millis(40),
-            "a dead socket does not end every sleep"
-        );
+        // IPv6 noise may end some sleeps; a dead socket would end all of them.
+        let slept = (0..50).any(|_| {
+            while driver.receive(&mut batch) > 0 {
+                batch.drain(..).for_each(|r| driver.free(r.frame));
+            }
+            let before = std::time::Instant::now();
+            driver.wait(Duration::from_millis(50));
+            before.elapsed() >= Duration::from_millis(40)
+        });
+        assert!(slept, "a dead socket does not end every sleep");
     });
 }
 
