@@ -22,6 +22,20 @@ pub trait Frame {
     /// Says what the driver shall do on transmit. A driver that cannot segment or finish checksums never hands
     /// out frames that need it, so it may ignore what it never said.
     fn set_offload(&mut self, offload: Offload);
+    /// Set when this is a datagram put together from fragments, which is cut again on its way out. Never on what a
+    /// driver received.
+    fn reassembled(&self) -> Option<Reassembled> {
+        None
+    }
+}
+
+/// What a datagram was put together from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reassembled {
+    /// Length of the largest fragment as an IP packet.
+    pub largest: u16,
+    /// How many fragments there were; as many at least go out again, so that every frame is accounted for.
+    pub pieces: u16,
 }
 
 /// Headroom that every driver guarantees: an IPv6 outer header (40) and room to spare for GUE and GRE.

@@ -4,6 +4,7 @@
 //! [`Parsed`]; only that function makes one, so afterwards its offsets are trusted. Nothing here knows a service,
 //! a table or a driver.
 
+pub mod build;
 pub mod checksum;
 pub mod drop_reason;
 pub mod flow;
@@ -17,9 +18,10 @@ pub mod testing;
 
 pub use drop_reason::DropReason;
 pub use flow::{Family, FlowKey, Protocol};
-pub use frame::{ChecksumOffload, Frame, NoRoom, Offload, Segmentation, SegmentationKind};
+pub use frame::{ChecksumOffload, Frame, NoRoom, Offload, Reassembled, Segmentation, SegmentationKind};
 pub use parse::{Fragment, Packet, Parsed, TcpFlags};
 pub use quote::Quote;
+pub use rewrite::Endpoint;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

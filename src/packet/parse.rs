@@ -250,7 +250,6 @@ fn check_options(header: &[u8]) -> Result<(), DropReason> {
 /// IPv4 option kinds (RFC 791 section 3.1).
 pub(super) const END_OF_OPTIONS: u8 = 0;
 pub(super) const NO_OPERATION: u8 = 1;
-#[allow(dead_code, reason = "used by rewrite, next commit")]
 pub(super) const RECORD_ROUTE: u8 = 7;
 const LOOSE_SOURCE_ROUTE: u8 = 131;
 const STRICT_SOURCE_ROUTE: u8 = 137;

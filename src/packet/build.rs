@@ -1,0 +1,98 @@
+//! IP headers that uvs makes itself: outer headers of tunnels, and those of its ICMP errors.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use pnet_packet::ip::IpNextHeaderProtocol;
+use pnet_packet::ipv4::{Ipv4Flags, MutableIpv4Packet};
+use pnet_packet::ipv6::MutableIpv6Packet;
+use pnet_packet::{MutablePacket, ethernet::EtherType};
+
+use super::checksum;
+use super::flow::Protocol;
+use super::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+
+/// An IPv4 header without options.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv4Header {
+    /// Type of service: DSCP and ECN.
+    pub traffic_class: u8,
+    /// Length of header and payload.
+    pub total_len: u16,
+    /// Identification.
+    pub id: u16,
+    /// Don't Fragment.
+    pub dont_fragment: bool,
+    /// TTL.
+    pub ttl: u8,
+    /// What follows.
+    pub protocol: Protocol,
+    /// Source address.
+    pub source: Ipv4Addr,
+    /// Destination address.
+    pub destination: Ipv4Addr,
+}
+
+impl Ipv4Header {
+    /// Writes it, with its checksum.
+    #[inline]
+    pub fn write(&self, header: &mut [u8; IPV4_HEADER_LEN]) {
+        header.fill(0);
+        let mut ip = MutableIpv4Packet::new(header).expect("20 bytes are an IPv4 header");
+        ip.set_version(4);
+        ip.set_header_length(5);
+        ip.set_dscp(self.traffic_class >> 2);
+        ip.set_ecn(self.traffic_class & 3);
+        ip.set_total_length(self.total_len);
+        ip.set_identification(self.id);
+        ip.set_flags(if self.dont_fragment { Ipv4Flags::DontFragment } else { 0 });
+        ip.set_ttl(self.ttl);
+        ip.set_next_level_protocol(IpNextHeaderProtocol(self.protocol.0));
+        ip.set_source(self.source);
+        ip.set_destination(self.destination);
+        // The sum is in memory order here.
+        let sum = checksum::ipv4_header_20(header);
+        header[10..12].copy_from_slice(&(!sum).to_ne_bytes());
+    }
+}
+
+/// An IPv6 header.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv6Header {
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Length of what follows.
+    pub payload_len: u16,
+    /// What follows.
+    pub next_header: Protocol,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: Ipv6Addr,
+    /// Destination address.
+    pub destination: Ipv6Addr,
+}
+
+impl Ipv6Header {
+    /// Writes it, with flow label 0.
+    #[inline]
+    pub fn write(&self, header: &mut [u8; IPV6_HEADER_LEN]) {
+        header.fill(0);
+        let mut ip = MutableIpv6Packet::new(header).expect("40 bytes are an IPv6 header");
+        ip.set_version(6);
+        ip.set_traffic_class(self.traffic_class);
+        ip.set_payload_length(self.payload_len);
+        ip.set_next_header(IpNextHeaderProtocol(self.next_header.0));
+        ip.set_hop_limit(self.hop_limit);
+        let addresses = &mut ip.packet_mut()[8..];
+        addresses[..16].copy_from_slice(&self.source.octets());
+        addresses[16..].copy_from_slice(&self.destination.octets());
+    }
+}
+
+/// Ethernet type of an IP version.
+pub fn ether_type(family: super::Family) -> EtherType {
+    match family {
+        super::Family::V4 => pnet_packet::ethernet::EtherTypes::Ipv4,
+        super::Family::V6 => pnet_packet::ethernet::EtherTypes::Ipv6,
+    }
+}
