@@ -58,7 +58,7 @@ impl<'a> Splitter<'a> {
         };
         let pieces_min = frame.reassembled().map_or(1, |whole| whole.pieces as usize);
         if splitter.pieces() < pieces_min {
-            let even = ((bytes.len() - headers) / pieces_min & !7).max(8);
+            let even = (((bytes.len() - headers) / pieces_min) & !7).max(8);
             (splitter.first, splitter.rest) = (even, even);
         }
         splitter
