@@ -18,6 +18,7 @@
 //! | [`tun`] | frames for the local stack |
 //! | [`unix`] | peers of Unix sockets, file locks |
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
+//! | [`xdp`] | the driver on AF_XDP sockets |
 
 pub mod bpf;
 pub mod buffer;
@@ -36,3 +37,4 @@ pub(crate) mod testing;
 pub mod tun;
 pub mod unix;
 pub mod virtio;
+pub mod xdp;
