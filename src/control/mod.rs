@@ -1,8 +1,10 @@
 //! The one writer: commands become a new table, and the table goes to the workers.
 //!
 //! [`state`] is what the operator asked for, pure data; [`registry`] holds the live side of it and builds the
-//! [`Table`](crate::table::Table) that the workers read; [`statistics`] sums and rates traffic.
+//! [`Table`](crate::table::Table) that the workers read; [`statistics`] sums and rates traffic; [`client`] is the
+//! other end of the control socket.
 
+pub mod client;
 pub mod config;
 pub mod difference;
 pub mod protocol;

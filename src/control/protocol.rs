@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 pub use crate::service::Timeouts;
 use crate::service::{Destination, DestinationKey, Service, ServiceKey};
 
+/// Bytes of a request line: about 200,000 rules.
+pub const REQUEST_LEN_MAX: usize = 64 << 20;
+
+/// Bytes of a reply line: about 4 million connection entries.
+pub const REPLY_LEN_MAX: usize = 1 << 30;
+
 /// A command or a question to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]

@@ -10,6 +10,7 @@
 //! | [`liveness`] | which interfaces a living uvs serves |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
 //! | [`mmsg`] | batches of frames through a packet socket |
+//! | [`names`] | host names of addresses |
 //! | [`netlink`] | links, addresses, routes, neighbours |
 //! | [`netns`] | named network namespaces |
 //! | [`packet_socket`] | one packet socket on one interface |
@@ -27,6 +28,7 @@ pub mod filter;
 pub mod liveness;
 pub mod memory;
 pub mod mmsg;
+pub mod names;
 pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
