@@ -1,15 +1,25 @@
 //! The command tree of `uvs`, and who runs each command.
 //!
+//! [`ask`] holds the subcommands that ask the daemon one thing, [`stats`] the human form of the statistics.
+//!
 //! Words: *program* is the name that uvs was called by, *subcommand* what follows it. Called as `ipvsadm`,
-//! `ipvsadm-save` or `ipvsadm-restore`, or as `uvs ipvsadm …`, all arguments go to that dialect untouched, which reads options the
-//! way popt does. Exit codes of the other subcommands: 0 done, 1 refused or failed, 2 wrong usage.
+//! `ipvsadm-save` or `ipvsadm-restore`, or as `uvs ipvsadm …`, all arguments go to that dialect untouched, which reads
+//! options the way popt does. Exit codes of the other subcommands: 0 done, 1 refused or failed, 2 wrong usage.
+
+mod ask;
+mod stats;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::options::{DecapOptions, DemoOptions, PingOptions, RunOptions, StatsOptions, StopOptions, SysctlOptions};
+use crate::control::client::Client;
+use crate::ipvsadm;
+use crate::options::{
+    DecapOptions, DemoOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions, SysctlOptions,
+};
 
 /// A Linux Virtual Server director in userspace: IPVS on AF_XDP or packet sockets, with ipvsadm's commands and output
 #[derive(Debug, Parser)]
@@ -46,6 +56,16 @@ enum Command {
 
 /// Runs `uvs` with all its arguments, the program's name first.
 pub fn main(arguments: &[OsString]) -> ExitCode {
+    let called = arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if ipvsadm::Program::of(&called).is_some() {
+        return ipvsadm::main(&called, &arguments[1..]);
+    }
+    // Before clap, which would take `--help` and `--` out.
+    if let [_, subcommand, rest @ ..] = arguments
+        && subcommand == "ipvsadm"
+    {
+        return ipvsadm::main("ipvsadm", rest);
+    }
     match Arguments::try_parse_from(arguments) {
         Ok(arguments) => dispatch(arguments.command),
         Err(error) => {
@@ -59,52 +79,111 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 fn dispatch(command: Command) -> ExitCode {
     match command {
         Command::Run(options) => run(options),
-        Command::Stop(options) => stop(options),
-        Command::Ipvsadm { .. } => not_yet("ipvsadm"),
-        Command::Stats(options) => stats(options),
-        Command::Sysctl(options) => sysctl(options),
-        Command::Ping(options) => ping(options),
         Command::Demo(options) => demo(options),
         Command::Decap(options) => decap(options),
+        Command::Ipvsadm { arguments } => ipvsadm::main("ipvsadm", &arguments),
+        Command::Stop(options) => print(ask::stop(&options, &mut client(&options.socket))),
+        Command::Stats(options) => print(ask::statistics(&options, &mut client(&options.socket))),
+        Command::Sysctl(options) => print(ask::sysctl(&options, &mut client(&options.socket))),
+        Command::Ping(options) => print(ask::ping(&mut client(&options.socket))),
     }
 }
 
-fn run(options: RunOptions) -> ExitCode {
-    drop(options);
+fn client(socket: &SocketOption) -> Client {
+    Client::new(socket.resolve())
+}
+
+/// Prints an answer, or why there is none.
+fn print(answer: Result<String, ask::AskError>) -> ExitCode {
+    match answer {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::SUCCESS,
+            // The reader went away, as with `uvs stats | head`.
+            Err(_) => ExitCode::FAILURE,
+        },
+        Err(error) => {
+            eprintln!("uvs: {error}");
+            match error {
+                ask::AskError::Usage(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(_options: RunOptions) -> ExitCode {
     not_yet("run")
 }
 
-fn demo(options: DemoOptions) -> ExitCode {
-    drop(options);
+fn demo(_options: DemoOptions) -> ExitCode {
     not_yet("demo")
 }
 
-fn decap(options: DecapOptions) -> ExitCode {
-    drop(options);
+fn decap(_options: DecapOptions) -> ExitCode {
     not_yet("decap")
-}
-
-fn stop(options: StopOptions) -> ExitCode {
-    drop(options);
-    not_yet("stop")
-}
-
-fn stats(options: StatsOptions) -> ExitCode {
-    drop(options);
-    not_yet("stats")
-}
-
-fn sysctl(options: SysctlOptions) -> ExitCode {
-    drop(options);
-    not_yet("sysctl")
-}
-
-fn ping(options: PingOptions) -> ExitCode {
-    drop(options);
-    not_yet("ping")
 }
 
 fn not_yet(what: &str) -> ExitCode {
     eprintln!("uvs {what}: not wired yet");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::options::DriverChoice;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_says_what_it_is() {
+        for subcommand in Arguments::command().get_subcommands() {
+            assert!(subcommand.get_about().is_some(), "{}", subcommand.get_name());
+            for argument in subcommand.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", subcommand.get_name(), argument.get_id());
+            }
+        }
+    }
+
+    fn run_options(line: &str) -> Result<RunOptions, clap::Error> {
+        match Arguments::try_parse_from(line.split(' '))?.command {
+            Command::Run(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn run_takes_what_the_design_fixes() {
+        let options = run_options(
+            "uvs run --interface eth0 --interface eth1 --workers 2 --driver raw --config f --state-dir s --run-dir r \
+             --socket k --takeover",
+        )
+        .unwrap();
+        assert_eq!(options.interfaces, ["eth0", "eth1"]);
+        assert_eq!((options.workers, options.driver), (Some(2), Some(DriverChoice::Raw)));
+        assert_eq!(options.run_dir.as_deref(), Some("r".as_ref()));
+        assert_eq!(options.socket.resolve().to_str(), Some("k"));
+        assert!(options.takeover);
+        let defaults = run_options("uvs run").unwrap();
+        assert_eq!(defaults.state_dir.to_str(), Some("/var/lib/uvs"));
+        assert_eq!((defaults.workers, defaults.connections, defaults.driver), (None, None, None));
+    }
+
+    #[test]
+    fn run_refuses_what_is_out_of_range() {
+        for line in [
+            "uvs run --workers 0",
+            "uvs run --workers 257",
+            "uvs run --connections 1023",
+            "uvs run --driver dpdk",
+            "uvs run eth0",
+        ] {
+            assert_eq!(run_options(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
 }

@@ -172,7 +172,7 @@ impl Call<'_> {
                     return Ok(1);
                 }
                 let services = if format.unsorted {
-                    services
+                    sort::marks_last(services)
                 } else {
                     sort::sort(services)
                 };

@@ -1,0 +1,246 @@
+//! The human form of `uvs stats`: the daemon's JSON as aligned text. Pure; what it does not know it shows as it is, so
+//! a newer daemon's numbers are never hidden.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value};
+
+use crate::packet::DropReason;
+
+/// Columns of an interface's table: JSON name and title.
+const INTERFACE: [(&str, &str); 8] = [
+    ("name", "INTERFACE"),
+    ("driver", "DRIVER"),
+    ("mode", "MODE"),
+    ("filter_matched", "MATCHED"),
+    ("filter_passed", "PASSED"),
+    ("rx_ring_full", "RX-RING-FULL"),
+    ("fill_ring_empty", "FILL-RING-EMPTY"),
+    ("rx_dropped", "RX-DROPPED"),
+];
+
+/// Parts with a form of their own; the rest is listed behind them.
+const KNOWN: [&str; 4] = ["frames", "interfaces", "connections", "latency_ns"];
+
+/// Prints statistics for people.
+pub fn text(statistics: &Value) -> String {
+    let mut out = String::new();
+    if let Some(frames) = statistics.get("frames") {
+        frames_text(&mut out, frames);
+    }
+    if let Some(interfaces) = statistics.get("interfaces").and_then(Value::as_array) {
+        out += "\n";
+        out += &table(interfaces);
+    }
+    if let Some(connections) = statistics.get("connections") {
+        connections_text(&mut out, connections);
+    }
+    if let Some(latency) = statistics.get("latency_ns") {
+        latency_text(&mut out, latency);
+    }
+    let rest = statistics.as_object().into_iter().flatten();
+    let rest: Vec<_> = rest.filter(|(name, _)| !KNOWN.contains(&name.as_str())).collect();
+    if !rest.is_empty() {
+        out += "\n";
+    }
+    for (name, value) in rest {
+        flat(&mut out, name, value);
+    }
+    out
+}
+
+/// Appends to a `String`, which cannot fail.
+macro_rules! line {
+    ($out:expr, $($argument:tt)*) => {
+        // Writing to a String never fails.
+        let _ = writeln!($out, $($argument)*);
+    };
+}
+
+fn frames_text(out: &mut String, frames: &Value) {
+    let count = |name: &str| frames.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let dropped = frames.get("dropped");
+    let dropped_total = dropped
+        .and_then(|dropped| dropped.get("total"))
+        .and_then(Value::as_u64)
+        .unwrap_or(0);
+    line!(out, "FRAMES");
+    for name in ["received", "generated", "transmitted", "handed_back", "held"] {
+        line!(out, "  {:<22} {:>14}", name.replace('_', " "), count(name));
+    }
+    line!(out, "  {:<22} {:>14}", "dropped", dropped_total);
+    let reasons = dropped
+        .and_then(|dropped| dropped.get("reasons"))
+        .and_then(Value::as_object);
+    let mut reasons: Vec<_> = reasons.into_iter().flatten().collect();
+    reasons.retain(|(_, count)| count.as_u64() != Some(0));
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(count.as_u64()));
+    for (name, count) in reasons {
+        let known = DropReason::ALL.iter().find(|reason| reason.name() == name);
+        let explanation = known.map_or("", |reason| reason.explanation());
+        line!(out, "    {name:<20} {:>14}  {explanation}", count.to_string());
+    }
+    let into = count("received").saturating_add(count("generated"));
+    let ends = [count("transmitted"), count("handed_back"), dropped_total, count("held")];
+    let ends = ends.iter().fold(0u64, |sum, end| sum.saturating_add(*end));
+    if into != ends {
+        line!(
+            out,
+            "  unaccounted            {:>14}  (a defect of uvs: please report it)",
+            i128::from(into) - i128::from(ends)
+        );
+    }
+}
+
+/// A table of interfaces: the known columns, then whatever else there is.
+fn table(interfaces: &[Value]) -> String {
+    let mut columns: Vec<(String, String)> = INTERFACE
+        .iter()
+        .map(|(name, title)| ((*name).to_owned(), (*title).to_owned()))
+        .collect();
+    for name in interfaces.iter().filter_map(Value::as_object).flat_map(Map::keys) {
+        if !columns.iter().any(|(known, _)| known == name) {
+            columns.push((name.clone(), name.to_uppercase().replace('_', "-")));
+        }
+    }
+    let cell = |interface: &Value, name: &str| interface.get(name).map_or_else(|| "-".to_owned(), plain);
+    let mut rows = vec![columns.iter().map(|(_, title)| title.clone()).collect::<Vec<_>>()];
+    rows.extend(
+        interfaces
+            .iter()
+            .map(|interface| columns.iter().map(|(name, _)| cell(interface, name)).collect()),
+    );
+    let widths: Vec<usize> = (0..columns.len())
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate();
+        // Words to the left, numbers to the right.
+        let cells = cells.map(|(column, (cell, &width))| {
+            if column < 3 {
+                format!("{cell:<width$}")
+            } else {
+                format!("{cell:>width$}")
+            }
+        });
+        line!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    out
+}
+
+fn connections_text(out: &mut String, connections: &Value) {
+    let count = |name: &str| connections.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let (used, capacity) = (count("used"), count("capacity"));
+    let percent = if capacity == 0 {
+        0.0
+    } else {
+        used as f64 * 100.0 / capacity as f64
+    };
+    line!(out, "\nCONNECTIONS");
+    line!(out, "  {used} of {capacity} entries used ({percent:.1} %)");
+    for (name, value) in connections.as_object().into_iter().flatten() {
+        if name != "used" && name != "capacity" {
+            flat(out, &format!("  {name}"), value);
+        }
+    }
+}
+
+fn latency_text(out: &mut String, latency: &Value) {
+    let first = ["p50", "p99", "p999", "max"];
+    let others = latency.as_object().into_iter().flat_map(Map::keys).map(String::as_str);
+    let names = first.into_iter().chain(others.filter(|name| !first.contains(name)));
+    let parts = names.filter_map(|name| {
+        let ns = latency.get(name)?.as_u64()?;
+        Some(match ns {
+            0..1_000 => format!("{name} {ns} ns"),
+            1_000..1_000_000 => format!("{name} {:.1} µs", ns as f64 / 1e3),
+            _ => format!("{name} {:.1} ms", ns as f64 / 1e6),
+        })
+    });
+    line!(
+        out,
+        "\nLATENCY THROUGH THE DIRECTOR\n  {}",
+        parts.collect::<Vec<_>>().join("   ")
+    );
+}
+
+/// `name.part: value`, one line a number.
+fn flat(out: &mut String, name: &str, value: &Value) {
+    match value {
+        Value::Object(parts) => parts
+            .iter()
+            .for_each(|(part, value)| flat(out, &format!("{name}.{part}"), value)),
+        Value::Array(parts) => parts
+            .iter()
+            .enumerate()
+            .for_each(|(n, value)| flat(out, &format!("{name}.{n}"), value)),
+        value => {
+            line!(out, "{name}: {}", plain(value));
+        }
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn everything_is_shown() {
+        let statistics = json!({
+            "frames": {"received": 100, "generated": 1, "transmitted": 90, "handed_back": 2, "held": 1,
+                       "dropped": {"total": 8, "reasons": {"no_route": 3, "truncated": 5, "too_big": 0, "novel": 0}}},
+            "interfaces": [
+                {"name": "eth0", "driver": "xdp", "mode": "native", "filter_matched": 100, "filter_passed": 7,
+                 "rx_ring_full": 0, "fill_ring_empty": 0, "rx_dropped": 0, "tx_invalid": 12},
+                {"name": "e1", "driver": "raw", "mode": "packet"},
+            ],
+            "connections": {"capacity": 1000, "used": 250, "templates": 3},
+            "latency_ns": {"p50": 900, "p99": 12_300, "p999": 456_700, "max": 7_800_000},
+            "workers": [{"batches": 4}],
+        });
+        let expected = "\
+FRAMES
+  received                          100
+  generated                           1
+  transmitted                        90
+  handed back                         2
+  held                                1
+  dropped                             8
+    truncated                         5  Shorter than its headers, or than the lengths in them.
+    no_route                          3  No route to the destination; the sender got host-unreachable.
+
+INTERFACE  DRIVER  MODE    MATCHED  PASSED  RX-RING-FULL  FILL-RING-EMPTY  RX-DROPPED  TX-INVALID
+eth0       xdp     native      100       7             0                0           0          12
+e1         raw     packet        -       -             -                -           -           -
+
+CONNECTIONS
+  250 of 1000 entries used (25.0 %)
+  templates: 3
+
+LATENCY THROUGH THE DIRECTOR
+  p50 900 ns   p99 12.3 µs   p999 456.7 µs   max 7.8 ms
+
+workers.0.batches: 4
+";
+        let found = text(&statistics);
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_frame_without_a_fate_is_not_hidden() {
+        let frames = json!({"frames": {"received": 10, "transmitted": 7, "dropped": {"total": 2}}});
+        assert!(
+            text(&frames).contains("unaccounted                         1  (a defect"),
+            "{}",
+            text(&frames)
+        );
+        assert_eq!(text(&json!({})), "");
+    }
+}
