@@ -56,7 +56,10 @@ enum Command {
 
 /// Runs `uvs` with all its arguments, the program's name first.
 pub fn main(arguments: &[OsString]) -> ExitCode {
-    let called = arguments.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let called = arguments
+        .first()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     if ipvsadm::Program::of(&called).is_some() {
         return ipvsadm::main(&called, &arguments[1..]);
     }
@@ -145,7 +148,12 @@ mod tests {
         for subcommand in Arguments::command().get_subcommands() {
             assert!(subcommand.get_about().is_some(), "{}", subcommand.get_name());
             for argument in subcommand.get_arguments() {
-                assert!(argument.get_help().is_some(), "{} {}", subcommand.get_name(), argument.get_id());
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    subcommand.get_name(),
+                    argument.get_id()
+                );
             }
         }
     }
@@ -170,8 +178,14 @@ mod tests {
         assert_eq!(options.socket.resolve().to_str(), Some("k"));
         assert!(options.takeover);
         let defaults = run_options("uvs run").unwrap();
-        assert_eq!(defaults.state_dir.to_str(), Some("/var/lib/uvs"));
-        assert_eq!((defaults.workers, defaults.connections, defaults.driver), (None, None, None));
+        assert_eq!(
+            (defaults.workers, defaults.connections, defaults.driver),
+            (None, None, None)
+        );
+        assert_eq!(
+            (defaults.state_dir, defaults.run_dir, defaults.config),
+            (None, None, None)
+        );
     }
 
     #[test]
@@ -185,5 +199,45 @@ mod tests {
         ] {
             assert_eq!(run_options(line).unwrap_err().exit_code(), 2, "{line}");
         }
+    }
+
+    /// `configs/reference.toml` and the help of `uvs run` tell the same ranges and defaults.
+    #[test]
+    fn the_reference_and_the_help_agree() {
+        let reference = include_str!("../configs/reference.toml");
+        let command = Arguments::command();
+        let run = command.find_subcommand("run").unwrap();
+        let mut compared = 0;
+        for argument in run.get_arguments() {
+            let option = argument.get_long().unwrap();
+            let Some((_, rest)) = reference.split_once(&format!("(--{option})")) else {
+                // Only the command line has these.
+                assert!(
+                    ["config", "takeover", "log"].contains(&option),
+                    "--{option} is not in the reference"
+                );
+                continue;
+            };
+            let facts = rest.split_once("Range: ").unwrap().1.lines().next().unwrap();
+            let help = argument.get_help().unwrap().to_string();
+            let words = |text: &str| text.split([' ', ',', '.']).map(str::to_owned).collect::<Vec<_>>();
+            let number_or_path = |fact: &&String| fact.starts_with(|c: char| c.is_ascii_digit() || c == '/');
+            // The length of a socket's path goes without saying.
+            for fact in words(facts).iter().filter(number_or_path).filter(|fact| *fact != "107") {
+                assert!(
+                    help.contains(fact),
+                    "--{option}: the reference says {fact}, the help {help:?}"
+                );
+                compared += 1;
+            }
+            for value in argument.get_possible_values() {
+                assert!(
+                    words(facts).iter().any(|fact| fact == value.get_name()),
+                    "--{option} {value:?}: {facts}"
+                );
+                compared += 1;
+            }
+        }
+        assert!(compared > 12, "only {compared} facts compared");
     }
 }

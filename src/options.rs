@@ -44,9 +44,9 @@ pub struct RunOptions {
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
-    /// Folder of the running rules, saved at each change
-    #[arg(long, value_name = "DIR", default_value = STATE_DIR_DEFAULT)]
-    pub state_dir: PathBuf,
+    /// Folder of the running rules, saved at each change [default: /var/lib/uvs]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 
     /// Folder of the connection entries; must be on tmpfs [default: /run/uvs, or /dev/shm/uvs where /run is no tmpfs]
     #[arg(long, value_name = "DIR")]
