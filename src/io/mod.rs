@@ -16,6 +16,9 @@
 //! | [`packet_socket`] | one packet socket on one interface |
 //! | [`poll`] | sleeping on file descriptors, and waking who sleeps |
 //! | [`raw`] | the driver over packet sockets |
+//! | [`process`] | child processes that cannot be left behind |
+//! | [`stream`] | TCP connections from a chosen address |
+//! | [`tap`] | whole frames past the local stack, for tests |
 //! | [`tun`] | frames for the local stack |
 //! | [`unix`] | peers of Unix sockets, file locks |
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
@@ -34,6 +37,9 @@ pub mod netns;
 pub mod packet_socket;
 pub mod poll;
 pub mod raw;
+pub mod process;
+pub mod stream;
+pub mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tun;
