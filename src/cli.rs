@@ -118,8 +118,8 @@ fn run(_options: RunOptions) -> ExitCode {
     not_yet("run")
 }
 
-fn demo(_options: DemoOptions) -> ExitCode {
-    not_yet("demo")
+fn demo(options: DemoOptions) -> ExitCode {
+    crate::demo::run(&options)
 }
 
 fn decap(_options: DecapOptions) -> ExitCode {

@@ -161,6 +161,7 @@ pub enum DemoMode {
     /// NAT (Masq): addresses are rewritten, replies come back through the director
     Nat,
     /// Tunnel (IPIP): real servers unwrap and answer clients themselves
+    #[value(alias = "tunnel")]
     Tun,
     /// Direct routing: new link addresses only; real servers answer clients themselves
     Dr,

@@ -120,7 +120,10 @@ impl Cluster {
         let mut switch = self.host(name)?;
         let namespace = switch.namespace.name().to_owned();
         let failed = |source| Error::Netlink { namespace, source };
-        let bridge = switch.netlink.create_bridge("bridge").and_then(|()| switch.netlink.link("bridge"));
+        let bridge = switch
+            .netlink
+            .create_bridge("bridge")
+            .and_then(|()| switch.netlink.link("bridge"));
         let bridge = bridge.map_err(failed)?.index;
         switch.set_sysctl("net.ipv6.conf.bridge.disable_ipv6", "1")?;
         switch.set_up("bridge", true)?;
@@ -163,12 +166,22 @@ pub struct Attachment<'a> {
 impl Segment {
     /// Attaches a host with a new interface, which is up when this returns.
     pub fn attach(&mut self, host: &mut Host, attachment: &Attachment<'_>) -> Result<Link, Error> {
-        let Attachment { interface, queues, mtu, .. } = *attachment;
+        let Attachment {
+            interface, queues, mtu, ..
+        } = *attachment;
         self.hosts += 1;
         let port_name = format!("port{}", self.hosts);
         let ends = [
-            VethEnd { name: &port_name, namespace: None, mac: None },
-            VethEnd { name: interface, namespace: Some(&host.namespace), mac: Some(mac_of(&host.name, self.hosts)) },
+            VethEnd {
+                name: &port_name,
+                namespace: None,
+                mac: None,
+            },
+            VethEnd {
+                name: interface,
+                namespace: Some(&host.namespace),
+                mac: Some(mac_of(&host.name, self.hosts)),
+            },
         ];
         let port = (|| {
             let netlink = &mut self.switch.netlink;
@@ -179,10 +192,13 @@ impl Segment {
             Ok(port)
         })()
         .map_err(in_namespace(&self.switch.namespace))?;
-        self.switch.set_sysctl(&format!("net.ipv6.conf.{port_name}.disable_ipv6"), "1")?;
+        self.switch
+            .set_sysctl(&format!("net.ipv6.conf.{port_name}.disable_ipv6"), "1")?;
         let link = host.link(interface)?;
         let up = |netlink: &mut Netlink, index: u32| netlink.set_up(index, true);
-        host.netlink.set_mtu(link.index, mtu).map_err(in_namespace(&host.namespace))?;
+        host.netlink
+            .set_mtu(link.index, mtu)
+            .map_err(in_namespace(&host.namespace))?;
         up(&mut host.netlink, link.index).map_err(in_namespace(&host.namespace))?;
         up(&mut self.switch.netlink, port).map_err(in_namespace(&self.switch.namespace))?;
         for (address, prefix_len) in attachment.addresses {
@@ -240,13 +256,17 @@ impl Host {
     /// Adds an address.
     pub fn add_address(&mut self, interface: &str, address: IpAddr, prefix_len: u8) -> Result<(), Error> {
         let link = self.link(interface)?.index;
-        self.netlink.add_address(link, address, prefix_len).map_err(in_namespace(&self.namespace))
+        self.netlink
+            .add_address(link, address, prefix_len)
+            .map_err(in_namespace(&self.namespace))
     }
 
     /// Takes an address away.
     pub fn delete_address(&mut self, interface: &str, address: IpAddr, prefix_len: u8) -> Result<(), Error> {
         let link = self.link(interface)?.index;
-        self.netlink.delete_address(link, address, prefix_len).map_err(in_namespace(&self.namespace))
+        self.netlink
+            .delete_address(link, address, prefix_len)
+            .map_err(in_namespace(&self.namespace))
     }
 
     /// Adds a route.
@@ -261,7 +281,11 @@ impl Host {
 
     /// Switches every offload of an interface on or off.
     pub fn set_offloads(&mut self, interface: &str, on: bool) -> Result<(), Error> {
-        let work = || Offload::ALL.into_iter().try_for_each(|offload| ethtool::set_offload(interface, offload, on));
+        let work = || {
+            Offload::ALL
+                .into_iter()
+                .try_for_each(|offload| ethtool::set_offload(interface, offload, on))
+        };
         let action = format!("set the offloads of {interface} in namespace {}", self.namespace.name());
         self.namespace.run(work)?.map_err(Error::io(action))
     }
@@ -287,18 +311,29 @@ fn in_namespace(namespace: &Namespace) -> impl FnOnce(netlink::Error) -> Error {
     move |source| Error::Netlink { namespace, source }
 }
 
+/// Takes away every namespace and folder that process `pid` made.
+pub fn remove_all_of(pid: u32) {
+    remove_matching(|name| owner(name) == Some(pid));
+}
+
 /// Takes away namespaces and folders of ours whose process lives no more.
 fn sweep() {
+    remove_matching(|name| owner(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+}
+
+fn remove_matching(matches: impl Fn(&str) -> bool) {
     let namespaces = netns::list(PREFIX).unwrap_or_default();
-    for name in namespaces.iter().filter(|name| is_orphan(name)) {
-        log::info!("namespace {name} was left by a process that is gone: deleted");
+    for name in namespaces.iter().filter(|name| matches(name)) {
+        log::info!("namespace {name} was left behind: deleted");
         if let Err(error) = netns::delete(name) {
             log::warn!("{error}");
         }
     }
-    let Ok(entries) = fs::read_dir(SHARED_MEMORY) else { return };
+    let Ok(entries) = fs::read_dir(SHARED_MEMORY) else {
+        return;
+    };
     for entry in entries.flatten() {
-        if entry.file_name().to_str().is_some_and(is_orphan)
+        if entry.file_name().to_str().is_some_and(&matches)
             && let Err(error) = fs::remove_dir_all(entry.path())
         {
             log::warn!("remove {}: {error}", entry.path().display());
@@ -306,10 +341,10 @@ fn sweep() {
     }
 }
 
-/// Whether a name is one of ours, `uvs-PID-…`, of a process that is gone.
-fn is_orphan(name: &str) -> bool {
-    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-    pid.and_then(|pid| pid.parse::<u32>().ok()).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+/// The process that made `uvs-PID-…`; none for names that are not ours.
+fn owner(name: &str) -> Option<u32> {
+    let (pid, _) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    pid.parse().ok()
 }
 
 #[cfg(test)]
@@ -317,12 +352,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_names_of_dead_processes_are_orphans() {
-        let own = std::process::id();
-        assert!(!is_orphan(&format!("uvs-{own}-nat")));
-        assert!(is_orphan("uvs-4194305-nat"), "above the kernel's largest pid");
-        for name in ["uvs", "uvs-", "uvs-x-1", "vpn", "uvs-router"] {
-            assert!(!is_orphan(name), "{name}");
+    fn only_our_names_have_an_owner() {
+        assert_eq!(owner("uvs-123-nat-client"), Some(123));
+        for name in ["uvs", "uvs-", "uvs-x-1", "uvs-12", "vpn-12-a", "uvs-router"] {
+            assert_eq!(owner(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn what_a_dead_process_left_goes_with_the_next_cluster() {
+        if !netns::can_test() {
+            return;
+        }
+        // Above the kernel's largest process id.
+        let left = "uvs-4194305-test-left";
+        let folder = Path::new(SHARED_MEMORY).join(left);
+        fs::create_dir_all(&folder).unwrap();
+        // Its guard is not dropped, as in a process that was killed.
+        std::mem::forget(Namespace::create(left).unwrap());
+        let _cluster = Cluster::new("t-sweep").unwrap();
+        assert_eq!(netns::list(left).unwrap(), Vec::<String>::new());
+        assert!(!folder.exists());
     }
 }

@@ -76,7 +76,9 @@ impl Director {
 
     /// Runs `uvs ARGUMENTS`; whatever comes out.
     pub fn output(&self, arguments: &[&str]) -> Result<Output, Error> {
-        self.command(arguments).output().map_err(Error::io(format!("uvs {}", arguments.join(" "))))
+        self.command(arguments)
+            .output()
+            .map_err(Error::io(format!("uvs {}", arguments.join(" "))))
     }
 
     /// Runs `uvs ipvsadm ARGUMENTS` (given as one text) and returns what it prints; an error when it fails.

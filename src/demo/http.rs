@@ -55,7 +55,9 @@ struct Shared {
 impl HttpServer {
     /// Serves on `address` inside `namespace`, as `name`.
     pub fn start(namespace: &Namespace, address: SocketAddr, name: &str) -> io::Result<HttpServer> {
-        let listener = namespace.run(|| TcpListener::bind(address)).map_err(io::Error::other)??;
+        let listener = namespace
+            .run(|| TcpListener::bind(address))
+            .map_err(io::Error::other)??;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let waker = Waker::new()?;
@@ -67,7 +69,9 @@ impl HttpServer {
         let polls = PollSet::new(waker.clone(), &[listener.as_raw_fd()]);
         let thread = {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name(name.to_owned()).spawn(move || accept(&listener, polls, &shared))?
+            thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || accept(&listener, polls, &shared))?
         };
         Ok(HttpServer {
             address,
@@ -82,7 +86,7 @@ impl HttpServer {
         self.address
     }
 
-    /// Requests answered so far.
+    /// Requests so far.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
@@ -131,14 +135,21 @@ fn serve(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result<()>
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(GLANCE))?;
     stream.set_write_timeout(Some(GLANCE))?;
-    let mut reader = BufReader::with_capacity(CHUNK, Patient { stream: stream.try_clone()?, shared });
+    let mut reader = BufReader::with_capacity(
+        CHUNK,
+        Patient {
+            stream: stream.try_clone()?,
+            shared,
+        },
+    );
     let mut writer = Patient { stream, shared };
     while let Some(head) = read_head(&mut reader)? {
         let mut words = head.first.split_ascii_whitespace();
         let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        shared.requests.fetch_add(1, Ordering::Relaxed);
         match (method, path) {
             ("GET", "/") => respond(&mut writer, "200 OK", format!("{}\n", shared.name).as_bytes())?,
-            ("GET", "/client") => respond(&mut writer, "200 OK", format!("{peer}\n").as_bytes())?,
+            ("GET", "/client") => respond(&mut writer, "200 OK", format!("{}\n", canonical(peer)).as_bytes())?,
             ("POST", "/bytes") => {
                 let good = compare_body(&mut reader, head.length)?;
                 respond(&mut writer, "200 OK", format!("{good}\n").as_bytes())?;
@@ -152,12 +163,16 @@ fn serve(stream: TcpStream, peer: SocketAddr, shared: &Shared) -> io::Result<()>
                 return Ok(());
             }
         }
-        shared.requests.fetch_add(1, Ordering::Relaxed);
         if head.close {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// An IPv4 client of a socket for both families is an IPv4 client.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 /// A stream whose waits end when the server is to stop.
@@ -219,13 +234,18 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     loop {
         let mut line = String::new();
         if limited.read_line(&mut line)? == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "head cut short or longer than 8 KiB"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "head cut short or longer than 8 KiB",
+            ));
         }
         let line = line.trim_end();
         if line.is_empty() {
             return Ok(Some(head));
         }
-        let Some((name, value)) = line.split_once(':') else { continue };
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
         let value = value.trim();
         if name.eq_ignore_ascii_case("content-length") {
             head.length = value.parse().map_err(io::Error::other)?;
@@ -239,14 +259,20 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
 }
 
 fn respond(writer: &mut impl Write, status: &str, body: &[u8]) -> io::Result<()> {
-    let mut answer =
-        format!("HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+    let mut answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
     answer.extend_from_slice(body);
     writer.write_all(&answer)
 }
 
 fn send_pattern(writer: &mut impl Write, length: u64) -> io::Result<()> {
-    write!(writer, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n")?;
+    write!(
+        writer,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n"
+    )?;
     write_pattern(writer, length)
 }
 
@@ -296,7 +322,9 @@ impl HttpClient {
         timeout: Duration,
     ) -> io::Result<HttpClient> {
         let from = from.map(|address| SocketAddr::new(address, 0));
-        let stream = namespace.run(|| stream::connect(from, to, timeout)).map_err(io::Error::other)??;
+        let stream = namespace
+            .run(|| stream::connect(from, to, timeout))
+            .map_err(io::Error::other)??;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
         stream.set_nodelay(true)?;
@@ -356,7 +384,9 @@ impl HttpClient {
         if body.len() as u64 != length {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "body cut short"));
         }
-        String::from_utf8(body).map(|text| text.trim_end().to_owned()).map_err(io::Error::other)
+        String::from_utf8(body)
+            .map(|text| text.trim_end().to_owned())
+            .map_err(io::Error::other)
     }
 }
 
@@ -369,7 +399,9 @@ fn check_transfer(what: &str, length: u64, good: u64) -> io::Result<()> {
     if good == length {
         return Ok(());
     }
-    Err(io::Error::other(format!("{what} of {length} bytes differs at byte {good}")))
+    Err(io::Error::other(format!(
+        "{what} of {length} bytes differs at byte {good}"
+    )))
 }
 
 #[cfg(test)]
@@ -389,7 +421,10 @@ mod tests {
         assert_eq!(client.get("/client").unwrap(), client.local().to_string());
         client.download(300_001).unwrap();
         client.upload(300_001).unwrap();
-        assert_eq!(client.get("/nothing").unwrap_err().to_string(), "answer HTTP/1.1 404 Not Found");
+        assert_eq!(
+            client.get("/nothing").unwrap_err().to_string(),
+            "answer HTTP/1.1 404 Not Found"
+        );
         assert_eq!(server.requests(), 5);
         // It stops with a client still connected.
         drop(server);

@@ -87,11 +87,26 @@ struct Net {
     v6: [u16; 2],
 }
 
-const LAN: Net = Net { v4: [172, 25, 7], v6: [0xfd00, 0x7] };
-const NAT_CLIENTS: Net = Net { v4: [172, 25, 254], v6: [0xfd00, 0x254] };
-const BEHIND: Net = Net { v4: [172, 25, 8], v6: [0xfd00, 0x8] };
-const PUBLIC: Net = Net { v4: [10, 0, 0], v6: [0xfd00, 0x10] };
-const PRIVATE: Net = Net { v4: [192, 168, 0], v6: [0xfd00, 0x192] };
+const LAN: Net = Net {
+    v4: [172, 25, 7],
+    v6: [0xfd00, 0x7],
+};
+const NAT_CLIENTS: Net = Net {
+    v4: [172, 25, 254],
+    v6: [0xfd00, 0x254],
+};
+const BEHIND: Net = Net {
+    v4: [172, 25, 8],
+    v6: [0xfd00, 0x8],
+};
+const PUBLIC: Net = Net {
+    v4: [10, 0, 0],
+    v6: [0xfd00, 0x10],
+};
+const PRIVATE: Net = Net {
+    v4: [192, 168, 0],
+    v6: [0xfd00, 0x192],
+};
 
 const CLIENT: u8 = 250;
 const ROUTER: u8 = 254;
@@ -110,7 +125,10 @@ impl Net {
 
     /// Both addresses of a host, with the bits of their networks.
     fn both(self, host: u8) -> [(IpAddr, u8); 2] {
-        [(self.address(Family::V4, host), 24), (self.address(Family::V6, host), 64)]
+        [
+            (self.address(Family::V4, host), 24),
+            (self.address(Family::V6, host), 64),
+        ]
     }
 }
 
@@ -244,7 +262,12 @@ impl Topology {
             router.set_sysctl(setting, value)?;
         }
         for (segment, interface, net) in [(0, "eth0", LAN), (1, "eth1", BEHIND)] {
-            let attachment = Attachment { interface, addresses: &net.both(ROUTER), queues: 1, mtu: self.plan.mtu };
+            let attachment = Attachment {
+                interface,
+                addresses: &net.both(ROUTER),
+                queues: 1,
+                mtu: self.plan.mtu,
+            };
             self.segments[segment].attach(&mut router, &attachment)?;
         }
         for family in FAMILIES {
@@ -259,12 +282,22 @@ impl Topology {
     }
 
     fn attach_client(&mut self, addresses: &[(IpAddr, u8)]) -> Result<(), Error> {
-        let attachment = Attachment { interface: "eth0", addresses, queues: 1, mtu: self.plan.mtu };
+        let attachment = Attachment {
+            interface: "eth0",
+            addresses,
+            queues: 1,
+            mtu: self.plan.mtu,
+        };
         self.segments[0].attach(&mut self.client, &attachment).map(drop)
     }
 
     fn attach_director(&mut self, segment: usize, interface: &str, addresses: &[(IpAddr, u8)]) -> Result<(), Error> {
-        let attachment = Attachment { interface, addresses, queues: self.plan.queues, mtu: self.plan.mtu };
+        let attachment = Attachment {
+            interface,
+            addresses,
+            queues: self.plan.queues,
+            mtu: self.plan.mtu,
+        };
         self.segments[segment].attach(&mut self.director, &attachment).map(drop)
     }
 
@@ -272,10 +305,18 @@ impl Topology {
     fn attach_servers(&mut self, segment: usize, net: Net, gateway: u8) -> Result<(), Error> {
         for n in 0..usize::from(self.plan.servers) {
             let (_, host) = self.server_host(n);
-            let number = if self.plan.layout == Layout::TwoArmed { host - 10 } else { host };
+            let number = if self.plan.layout == Layout::TwoArmed {
+                host - 10
+            } else {
+                host
+            };
             let mut server = self.cluster.host(&format!("server{number}"))?;
-            let attachment =
-                Attachment { interface: "eth0", addresses: &net.both(host), queues: 1, mtu: self.plan.mtu };
+            let attachment = Attachment {
+                interface: "eth0",
+                addresses: &net.both(host),
+                queues: 1,
+                mtu: self.plan.mtu,
+            };
             self.segments[segment].attach(&mut server, &attachment)?;
             for family in FAMILIES {
                 server.add_route(&Route::default_via(net.address(family, gateway)))?;

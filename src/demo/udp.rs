@@ -29,7 +29,9 @@ impl UdpEcho {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = {
             let (stop, name) = (Arc::clone(&stop), name.to_owned());
-            thread::Builder::new().name(name.clone()).spawn(move || answer(&socket, &name, &stop))?
+            thread::Builder::new()
+                .name(name.clone())
+                .spawn(move || answer(&socket, &name, &stop))?
         };
         Ok(UdpEcho {
             address,
@@ -58,7 +60,9 @@ impl Drop for UdpEcho {
 fn answer(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
     let mut buffer = vec![0; 65_536];
     while !stop.load(Ordering::Relaxed) {
-        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
         let mut reply = format!("{name} {peer}: ").into_bytes();
         reply.extend_from_slice(&buffer[..length]);
         if let Err(error) = socket.send_to(&reply, peer) {
@@ -80,7 +84,11 @@ impl UdpClient {
         to: SocketAddr,
         timeout: Duration,
     ) -> io::Result<UdpClient> {
-        let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u8; 16].into() };
+        let any: IpAddr = if to.is_ipv4() {
+            [0u8; 4].into()
+        } else {
+            [0u8; 16].into()
+        };
         let from = SocketAddr::new(from.unwrap_or(any), 0);
         let socket = namespace
             .run(|| {

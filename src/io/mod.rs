@@ -8,6 +8,7 @@
 //! | [`ethtool`] | queues in use, offloads |
 //! | [`filter`] | which frames are ours: the program in front of the kernel, and what it looks for |
 //! | [`liveness`] | which interfaces a living uvs serves |
+//! | [`guardian`] | cleaning up after a process that is killed |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
 //! | [`mmsg`] | batches of frames through a packet socket |
 //! | [`names`] | host names of addresses |
@@ -29,6 +30,7 @@ pub mod buffer;
 pub mod ethtool;
 pub mod filter;
 pub mod liveness;
+pub mod guardian;
 pub mod memory;
 pub mod mmsg;
 pub mod names;

@@ -10,7 +10,7 @@
 
 #![allow(
     unsafe_code,
-    reason = "setns, unshare, prctl and fork have no safe wrapper among our dependencies"
+    reason = "setns, unshare, prctl and mount have no safe wrapper among our dependencies"
 )]
 
 use std::ffi::CString;
@@ -371,6 +371,29 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// When set to 1, a test that needs namespaces and cannot have them fails.
+pub const REQUIRE_VARIABLE: &str = "UVS_REQUIRE_ROOT_TESTS";
+
+/// For tests: whether namespaces can be made. If not it says so on the terminal itself, past the capture of passing
+/// tests' output, and panics where [`REQUIRE_VARIABLE`] says that they must be.
+pub fn can_test() -> bool {
+    if is_root() {
+        return true;
+    }
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let required = std::env::var(REQUIRE_VARIABLE).is_ok_and(|value| value == "1");
+    assert!(
+        !required,
+        "NAMESPACE TEST NOT RUN: needs root, and {REQUIRE_VARIABLE}=1 wants it run: {test}"
+    );
+    // Not eprintln!, which is captured. If this fails there is nowhere left to say it.
+    let _ = io::Write::write_all(
+        &mut io::stderr(),
+        format!("NAMESPACE TEST NOT RUN: needs root: {test}\n").as_bytes(),
+    );
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,8 +423,7 @@ mod tests {
 
     #[test]
     fn a_namespace_is_another_stack_and_goes_with_its_handle() {
-        if !is_root() {
-            eprintln!("NAMESPACE TEST NOT RUN: needs root");
+        if !can_test() {
             return;
         }
         let name = unique("life");

@@ -30,7 +30,10 @@ impl Process {
     /// Starts `command` with its output (both kinds) gathered line by line. `name` is for messages.
     pub fn start(name: &str, command: &mut Command) -> io::Result<Process> {
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("start {name}: {error}"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
         let (sender, lines) = crossbeam_channel::bounded(LINES_MAX);
         if let Some(output) = child.stdout.take() {
@@ -57,18 +60,26 @@ impl Process {
     /// what it had said.
     pub fn wait_for_line(&mut self, timeout: Duration, wanted: impl Fn(&str) -> bool) -> io::Result<String> {
         let end = Instant::now() + timeout;
-        while let Ok(line) = self.lines.recv_deadline(end) {
-            let found = wanted(&line);
-            self.keep(line.clone());
-            if found {
-                return Ok(line);
+        let timed_out = loop {
+            match self.lines.recv_deadline(end) {
+                Ok(line) => {
+                    let found = wanted(&line);
+                    self.keep(line.clone());
+                    if found {
+                        return Ok(line);
+                    }
+                }
+                Err(error) => break error.is_timeout(),
             }
-        }
-        let why = match self.try_wait()? {
-            Some(status) => format!("ended ({status})"),
-            None => format!("said nothing of the kind for {} s", timeout.as_secs()),
         };
-        Err(io::Error::other(format!("{} {why}. Its output:\n{}", self.name, self.output())))
+        // Closed output comes a moment before the end.
+        let status = if timed_out { self.try_wait()? } else { self.wait(GRACE).ok() };
+        let why = match status {
+            Some(status) => format!("ended ({status})"),
+            None => format!("is not ready after {} s", timeout.as_secs()),
+        };
+        let output = self.output();
+        Err(io::Error::other(format!("{} {why}. Its output:\n{output}", self.name)))
     }
 
     /// What it said last, up to a thousand lines.
@@ -176,9 +187,15 @@ mod tests {
     #[test]
     fn waits_for_a_line_and_tells_what_was_said_instead() {
         let mut process = shell("echo one; echo two >&2; echo ready; sleep 60");
-        assert_eq!(process.wait_for_line(WAIT, |line| line.contains("ready")).unwrap(), "ready");
+        assert_eq!(
+            process.wait_for_line(WAIT, |line| line.contains("ready")).unwrap(),
+            "ready"
+        );
         let mut process = shell("echo cannot >&2; exit 3");
-        let error = process.wait_for_line(WAIT, |line| line.contains("ready")).unwrap_err().to_string();
+        let error = process
+            .wait_for_line(WAIT, |line| line.contains("ready"))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("exit status: 3") && error.contains("cannot"), "{error}");
     }
 

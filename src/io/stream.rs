@@ -9,7 +9,9 @@ use std::time::Duration;
 
 /// Connects to `to` from `from` (port 0: the kernel's choice), in the network namespace of the calling thread.
 pub fn connect(from: Option<SocketAddr>, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let Some(from) = from else { return TcpStream::connect_timeout(&to, timeout) };
+    let Some(from) = from else {
+        return TcpStream::connect_timeout(&to, timeout);
+    };
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let flags = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: socket takes numbers; the result is checked below.

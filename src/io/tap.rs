@@ -26,7 +26,13 @@ impl FrameSocket {
     pub fn open(link: u32) -> io::Result<FrameSocket> {
         let every_protocol = (libc::ETH_P_ALL as u16).to_be();
         // SAFETY: socket takes numbers; the result is checked below. Protocol 0: nothing arrives before bind.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0) };
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                0,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -84,7 +90,12 @@ impl FrameSocket {
         loop {
             // SAFETY: pointer and length are those of a live buffer.
             let received = unsafe {
-                libc::recv(self.socket.as_raw_fd(), self.buffer.as_mut_ptr().cast(), self.buffer.len(), 0)
+                libc::recv(
+                    self.socket.as_raw_fd(),
+                    self.buffer.as_mut_ptr().cast(),
+                    self.buffer.len(),
+                    0,
+                )
             };
             if let Ok(length) = usize::try_from(received) {
                 return Ok(Some(self.buffer[..length].to_vec()));
@@ -152,7 +163,11 @@ fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
             size_of::<T>() as libc::socklen_t,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -165,7 +180,11 @@ mod tests {
     fn a_frame_goes_over_the_wire_as_it_is_and_is_not_heard_where_it_was_sent() {
         in_namespace(|| {
             let mut netlink = Netlink::open().unwrap();
-            let end = |name| VethEnd { name, namespace: None, mac: None };
+            let end = |name| VethEnd {
+                name,
+                namespace: None,
+                mac: None,
+            };
             netlink.create_veth([end("a"), end("b")], 1).unwrap();
             let index = |netlink: &mut Netlink, name| netlink.link(name).unwrap().index;
             let (a, b) = (index(&mut netlink, "a"), index(&mut netlink, "b"));
@@ -179,7 +198,10 @@ mod tests {
             frame.extend(0..200u8);
             left.send(&frame).unwrap();
             let wait = Duration::from_secs(5);
-            assert_eq!(right.receive_matching(wait, |f| f[12..14] == [0x88, 0xb5]).unwrap(), Some(frame.clone()));
+            assert_eq!(
+                right.receive_matching(wait, |f| f[12..14] == [0x88, 0xb5]).unwrap(),
+                Some(frame.clone())
+            );
             let back = left.collect(Duration::from_millis(50)).unwrap();
             assert!(back.iter().all(|f| *f != frame));
         });
