@@ -7,8 +7,8 @@
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
 //! | [`ethtool`] | queues in use, offloads |
 //! | [`filter`] | which frames are ours: the program in front of the kernel, and what it looks for |
-//! | [`liveness`] | which interfaces a living uvs serves |
 //! | [`guardian`] | cleaning up after a process that is killed |
+//! | [`liveness`] | which interfaces a living uvs serves |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
 //! | [`mmsg`] | batches of frames through a packet socket |
 //! | [`names`] | host names of addresses |
@@ -16,8 +16,8 @@
 //! | [`netns`] | named network namespaces |
 //! | [`packet_socket`] | one packet socket on one interface |
 //! | [`poll`] | sleeping on file descriptors, and waking who sleeps |
-//! | [`raw`] | the driver over packet sockets |
 //! | [`process`] | child processes that cannot be left behind |
+//! | [`raw`] | the driver over packet sockets |
 //! | [`stream`] | TCP connections from a chosen address |
 //! | [`tap`] | whole frames past the local stack, for tests |
 //! | [`tun`] | frames for the local stack |
@@ -29,8 +29,8 @@ pub mod bpf;
 pub mod buffer;
 pub mod ethtool;
 pub mod filter;
-pub mod liveness;
 pub mod guardian;
+pub mod liveness;
 pub mod memory;
 pub mod mmsg;
 pub mod names;
@@ -38,8 +38,8 @@ pub mod netlink;
 pub mod netns;
 pub mod packet_socket;
 pub mod poll;
-pub mod raw;
 pub mod process;
+pub mod raw;
 pub mod stream;
 pub mod tap;
 #[cfg(test)]
