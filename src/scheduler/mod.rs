@@ -1,28 +1,34 @@
 //! Schedulers: which destination gets a new connection.
 //!
-//! One file a scheduler, named as `ipvsadm -s` names it. A scheduler is built on the control thread each time its
+//! One file a scheduler, named as `ipvsadm -s` names it. A scheduler is [`build`]t on the control thread each time its
 //! service's destinations change, and asked on the workers: [`Schedule::pick`]. The list it is given is in the
 //! kernel's order, **newest destination first**, and ties go to the first in that list.
+//!
+//! To add one: a file with a type that implements [`Schedule`], a variant of [`Scheduler`], and its line in [`build`].
+
+mod dh;
+mod fo;
+mod hash;
+mod lc;
+mod load;
+mod mh;
+mod nq;
+mod ovf;
+mod rr;
+mod sed;
+mod sh;
+mod wlc;
+mod wrr;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
-/// Live numbers of one destination, shared by all workers. They outlast the table: a destination that is removed
-/// and added again while connections live finds its counts again.
-#[derive(Debug, Default)]
-pub struct Load {
-    /// ActiveConn.
-    pub active: AtomicU32,
-    /// InActConn.
-    pub inactive: AtomicU32,
-    /// PersistConn: persistence templates.
-    pub persistent: AtomicU32,
-    /// Over its upper threshold, and not yet below its lower one.
-    pub overloaded: AtomicBool,
-}
+pub use load::Load;
 
 /// One destination as a scheduler sees it.
 #[derive(Clone, Debug)]
@@ -39,10 +45,121 @@ pub struct Candidate {
     pub load: Arc<Load>,
 }
 
+impl Candidate {
+    /// May take a new connection: not quiesced, not over its threshold.
+    #[inline]
+    pub fn is_available(&self) -> bool {
+        self.weight > 0 && !self.load.is_overloaded()
+    }
+}
+
 /// What every scheduler can do on a worker. Lock-free, no allocation; cursors are atomics.
 pub trait Schedule {
     /// Index into `candidates` of the destination for a new connection with this flow (source = client,
     /// destination = virtual address), or `None` when none may take it. `candidates` is the list the scheduler
     /// was built with.
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize>;
+
+    /// The scheduler behind a `dyn Schedule`, so that its successor can go on where it stands.
+    fn as_scheduler(&self) -> Option<&Scheduler> {
+        None
+    }
+}
+
+/// A scheduler as it was, and the list it was built with.
+pub type Previous<'a> = (&'a dyn Schedule, &'a [Candidate]);
+
+/// The name is of no scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no such scheduler")]
+pub struct NoSuchScheduler;
+
+/// Every scheduler's name.
+pub const NAMES: &[&str] = &["rr", "wrr", "lc", "wlc", "dh", "sh", "mh", "sed", "nq", "fo", "ovf"];
+
+/// Any scheduler.
+#[derive(Debug)]
+pub enum Scheduler {
+    /// Round robin.
+    Rr(rr::Rr),
+    /// Weighted round robin.
+    Wrr(wrr::Wrr),
+    /// Least connections.
+    Lc(lc::Lc),
+    /// Weighted least connections.
+    Wlc(wlc::Wlc),
+    /// Destination hashing.
+    Dh(dh::Dh),
+    /// Source hashing.
+    Sh(sh::Sh),
+    /// Maglev hashing.
+    Mh(mh::Mh),
+    /// Shortest expected delay.
+    Sed(sed::Sed),
+    /// Never queue.
+    Nq(nq::Nq),
+    /// Weighted failover.
+    Fo(fo::Fo),
+    /// Weighted overflow.
+    Ovf(ovf::Ovf),
+}
+
+/// Makes the scheduler of that name (`-s`) with those flags (`-b`, by their listed names) for the candidates.
+/// `previous` is the service's scheduler so far: one of the same name hands its position on, as in the kernel.
+pub fn build(
+    name: &str,
+    flags: &[String],
+    candidates: &[Candidate],
+    previous: Option<Previous<'_>>,
+) -> Result<Scheduler, NoSuchScheduler> {
+    let has = |flag: &str| flags.iter().any(|f| f == flag);
+    let previous = previous.and_then(|(schedule, list)| Some((schedule.as_scheduler()?, list)));
+    Ok(match name {
+        "rr" => Scheduler::Rr(match previous {
+            Some((Scheduler::Rr(rr), list)) => rr.successor(list, candidates),
+            _ => rr::Rr::default(),
+        }),
+        "wrr" => Scheduler::Wrr(match previous {
+            Some((Scheduler::Wrr(wrr), list)) => wrr.successor(list, candidates),
+            _ => wrr::Wrr::default().successor(&[], candidates),
+        }),
+        "lc" => Scheduler::Lc(lc::Lc),
+        "wlc" => Scheduler::Wlc(wlc::Wlc),
+        "dh" => Scheduler::Dh(dh::Dh::new(candidates)),
+        "sh" => Scheduler::Sh(sh::Sh::new(candidates, has("sh-fallback"), has("sh-port"))),
+        "mh" => {
+            let before = match previous {
+                Some((Scheduler::Mh(mh), list)) => Some((mh, list)),
+                _ => None,
+            };
+            Scheduler::Mh(mh::Mh::new(candidates, has("mh-fallback"), has("mh-port"), before))
+        }
+        "sed" => Scheduler::Sed(sed::Sed),
+        "nq" => Scheduler::Nq(nq::Nq),
+        "fo" => Scheduler::Fo(fo::Fo),
+        "ovf" => Scheduler::Ovf(ovf::Ovf),
+        _ => return Err(NoSuchScheduler),
+    })
+}
+
+impl Schedule for Scheduler {
+    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+        match self {
+            Scheduler::Rr(s) => s.pick(candidates, flow),
+            Scheduler::Wrr(s) => s.pick(candidates, flow),
+            Scheduler::Lc(s) => s.pick(candidates, flow),
+            Scheduler::Wlc(s) => s.pick(candidates, flow),
+            Scheduler::Dh(s) => s.pick(candidates, flow),
+            Scheduler::Sh(s) => s.pick(candidates, flow),
+            Scheduler::Mh(s) => s.pick(candidates, flow),
+            Scheduler::Sed(s) => s.pick(candidates, flow),
+            Scheduler::Nq(s) => s.pick(candidates, flow),
+            Scheduler::Fo(s) => s.pick(candidates, flow),
+            Scheduler::Ovf(s) => s.pick(candidates, flow),
+        }
+    }
+
+    fn as_scheduler(&self) -> Option<&Scheduler> {
+        Some(self)
+    }
 }

@@ -1,0 +1,157 @@
+//! Maglev hashing (Eisenbud et al., NSDI 2016, section 3.4): each destination has a permutation of the lookup table made of its
+//! address and port, and they take places by turns, as many a turn as their weight. A change of the list moves few clients.
+
+use super::hash::{available, client_port, fold};
+use super::{Candidate, Schedule};
+use crate::packet::FlowKey;
+
+/// Places of the lookup table: a prime.
+const PLACES: usize = 4093;
+/// Bits that hold a place number: weights are scaled down to fit.
+const PLACE_BITS: u32 = 12;
+/// Keys of the kernel's two hashes.
+const LOOKUP_KEY: u64 = 2_654_435_761;
+const SKIP_KEY: u64 = 2_654_446_892;
+
+/// The lookup table: indexes of candidates.
+#[derive(Debug)]
+pub struct Mh {
+    places: Box<[u16]>,
+    /// Last weight above 0 of each candidate: a destination that is quiesced keeps its places.
+    weights: Vec<u32>,
+    fallback: bool,
+    port: bool,
+}
+
+impl Mh {
+    /// `fallback` (mh-fallback): clients of an unavailable destination go to another. `port` (mh-port): the client's
+    /// port counts too.
+    pub(super) fn new(
+        candidates: &[Candidate],
+        fallback: bool,
+        port: bool,
+        previous: Option<(&Mh, &[Candidate])>,
+    ) -> Mh {
+        let last_weight = |c: &Candidate| {
+            let (mh, list) = previous?;
+            mh.weights.get(list.iter().position(|old| old.key == c.key)?).copied()
+        };
+        let weight = |c: &Candidate| {
+            if c.weight > 0 {
+                c.weight
+            } else {
+                last_weight(c).unwrap_or(0)
+            }
+        };
+        let weights: Vec<u32> = candidates.iter().map(weight).collect();
+        Mh {
+            places: fill(candidates, &weights),
+            weights,
+            fallback,
+            port,
+        }
+    }
+
+    fn place(&self, client: u32, offset: usize) -> usize {
+        hash(client.wrapping_add(offset as u32), LOOKUP_KEY) as usize % PLACES
+    }
+}
+
+impl Schedule for Mh {
+    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+        let client = client_port(flow, self.port).wrapping_add(fold(flow.source()));
+        let first = self.place(client, 0);
+        let at = |place: usize| available(candidates, self.places[place]);
+        if at(first).is_some() || !self.fallback {
+            return at(first);
+        }
+        (0..PLACES).find_map(|offset| at(self.place(client, (offset + first) % PLACES)))
+    }
+}
+
+/// A destination's permutation: start and stride, and how many places it takes a turn.
+struct Turn {
+    place: usize,
+    skip: usize,
+    places_a_turn: u32,
+}
+
+fn fill(candidates: &[Candidate], weights: &[u32]) -> Box<[u16]> {
+    let mut places = vec![u16::MAX; PLACES].into_boxed_slice();
+    let mut turns = turns(candidates, weights);
+    if turns.iter().all(|t| t.places_a_turn == 0) {
+        return places;
+    }
+    let mut left = PLACES;
+    for n in (0..turns.len()).cycle() {
+        let turn = &mut turns[n];
+        for _ in 0..turn.places_a_turn {
+            if left == 0 {
+                return places;
+            }
+            while places[turn.place] != u16::MAX {
+                turn.place = (turn.place + turn.skip) % PLACES;
+            }
+            places[turn.place] = n as u16;
+            turn.place = (turn.place + turn.skip) % PLACES;
+            left -= 1;
+        }
+    }
+    places
+}
+
+fn turns(candidates: &[Candidate], weights: &[u32]) -> Vec<Turn> {
+    let gcd = |a: u32, b: u32| {
+        let (mut a, mut b) = (a, b);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let divisor = weights.iter().copied().fold(0, gcd).max(1);
+    let largest = weights.iter().copied().max().unwrap_or(0) / divisor;
+    let shift = (u32::BITS - largest.leading_zeros()).saturating_sub(PLACE_BITS);
+    let turn = |(candidate, weight): (&Candidate, &u32)| {
+        let number = fold(candidate.key.address).wrapping_add(candidate.key.port as u32);
+        let scaled = (weight / divisor) >> shift;
+        Turn {
+            place: hash(number, LOOKUP_KEY) as usize % PLACES,
+            skip: hash(number, SKIP_KEY) as usize % (PLACES - 1) + 1,
+            places_a_turn: if *weight > 0 { scaled.max(1) } else { 0 },
+        }
+    };
+    candidates.iter().zip(weights).map(turn).collect()
+}
+
+/// SipHash-1-3 (Aumasson and Bernstein) of four bytes under the key (`key`, `key`), low half: the kernel's hsiphash on
+/// 64-bit machines.
+fn hash(value: u32, key: u64) -> u32 {
+    let mut v = [
+        0x736f_6d65_7073_6575 ^ key,
+        0x646f_7261_6e64_6f6d ^ key,
+        0x6c79_6765_6e65_7261 ^ key,
+        0x7465_6462_7974_6573 ^ key,
+    ];
+    let block = 4 << 56 | value as u64;
+    v[3] ^= block;
+    round(&mut v);
+    v[0] ^= block;
+    v[2] ^= 0xff;
+    for _ in 0..3 {
+        round(&mut v);
+    }
+    (v[0] ^ v[1] ^ v[2] ^ v[3]) as u32
+}
+
+fn round(v: &mut [u64; 4]) {
+    v[0] = v[0].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(13) ^ v[0];
+    v[0] = v[0].rotate_left(32);
+    v[2] = v[2].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(16) ^ v[2];
+    v[0] = v[0].wrapping_add(v[3]);
+    v[3] = v[3].rotate_left(21) ^ v[0];
+    v[2] = v[2].wrapping_add(v[1]);
+    v[1] = v[1].rotate_left(17) ^ v[2];
+    v[2] = v[2].rotate_left(32);
+}
