@@ -1,1 +1,320 @@
-//! The connection table.
+//! The connection table as workers use it: hash, prefetch, look up; and its bookkeeping.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+
+use std::hash::Hasher;
+
+use super::entries::{Entries, SLOT_BYTES, Slot, prefetch};
+use super::entry::{Connection, EntryRef, Hit};
+use super::epoch::Epochs;
+use super::expire::{Retired, Sweeper};
+pub use super::index::Hash;
+use super::index::{Index, Reference};
+use super::layout::{ADDRESSES, CONTROL, Control, Direction, Kind, PORTS, TAIL_DESTINATION};
+use super::slots::{CHUNK, Slots};
+use super::{State, StateChange, Tick};
+use crate::packet::{Family, FlowKey};
+
+/// Number of a worker, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WorkerId(pub u16);
+
+/// All connections and templates. See [`crate::conn`].
+pub struct ConnectionTable {
+    pub(super) entries: Entries,
+    pub(super) index: Index,
+    pub(super) slots: Slots,
+    pub(super) epochs: Epochs,
+    pub(super) chunks: Box<[Chunk]>,
+    pub(super) retired: Retired,
+    /// What only one thread does at a time: sweep, list, recover. Never taken by a worker.
+    pub(super) sweeper: Mutex<Sweeper>,
+    /// Last generation given to a template.
+    pub(super) generation: AtomicU32,
+    /// No half-open entry was found in the whole table at this tick.
+    pub(super) barren: AtomicU32,
+    /// Where the search for entries to replace goes on.
+    pub(super) evict_cursor: AtomicU32,
+    seed: u64,
+    shared_seed: foldhash::SharedSeed,
+}
+
+/// What is known of 64 slots without reading them.
+#[derive(Debug)]
+pub(super) struct Chunk {
+    /// No entry expires before this tick.
+    pub next_deadline: AtomicU32,
+    /// Half-open entries.
+    pub half_open: AtomicU16,
+}
+
+impl ConnectionTable {
+    /// Slots of memory that a table of this capacity needs: [`Entries`] must have that many.
+    pub fn slots_for(capacity: u32) -> u32 {
+        Slots::total_for(capacity)
+    }
+
+    /// A table without a file.
+    pub fn anonymous(capacity: u32, workers: usize) -> io::Result<ConnectionTable> {
+        let entries = Entries::anonymous(ConnectionTable::slots_for(capacity))?;
+        Ok(ConnectionTable::new(entries, workers))
+    }
+
+    /// A table over entries. Those that a daemon before left in them are not in it until
+    /// [`recover`](ConnectionTable::recover) is called.
+    pub fn new(entries: Entries, workers: usize) -> ConnectionTable {
+        let capacity = Slots::capacity_of(entries.slots().len() as u32);
+        let slots = Slots::new(capacity, workers.max(1));
+        let chunk = |_| Chunk {
+            next_deadline: AtomicU32::new(u32::MAX),
+            half_open: AtomicU16::new(0),
+        };
+        let mut random = [0; 16];
+        // The only failure is a machine without randomness at boot; then the address layout is what keys the hash.
+        if getrandom::fill(&mut random).is_err() {
+            random = (std::ptr::from_ref(&slots).addr() as u128).to_ne_bytes();
+        }
+        let random = u128::from_ne_bytes(random);
+        ConnectionTable {
+            index: Index::new(capacity),
+            epochs: Epochs::new(workers.max(1) + 1),
+            chunks: (0..slots.chunks()).map(chunk).collect(),
+            retired: Retired::default(),
+            sweeper: Mutex::default(),
+            generation: AtomicU32::new(0),
+            barren: AtomicU32::new(u32::MAX),
+            evict_cursor: AtomicU32::new(0),
+            seed: random as u64,
+            shared_seed: foldhash::SharedSeed::from_u64((random >> 64) as u64),
+            entries,
+            slots,
+        }
+    }
+
+    /// Most slots that entries may take; an IPv6 entry takes two.
+    pub fn capacity(&self) -> u32 {
+        self.slots.capacity()
+    }
+
+    /// Live entries, templates included.
+    pub fn used(&self) -> u64 {
+        self.slots.used()
+    }
+
+    /// Bytes of memory: entries, index and all else.
+    pub fn bytes(&self) -> usize {
+        let chunks = size_of_val(&self.chunks[..]);
+        self.slots().len() * SLOT_BYTES + self.index.bytes() + self.slots.bytes() + chunks
+    }
+
+    /// Hash of a packet's flow.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> Hash {
+        self.hash_as(Kind::Connection, key)
+    }
+
+    #[inline]
+    pub(super) fn hash_as(&self, kind: Kind, key: &FlowKey) -> Hash {
+        let rest = key.ports as u64 | (key.protocol.0 as u64) << 32 | (kind as u64) << 40;
+        let two = |a: u64, b: u64| a as u128 | (b as u128) << 64;
+        let mut hasher = foldhash::fast::FoldHasher::with_seed(self.seed, &self.shared_seed);
+        match key.family {
+            Family::V4 => hasher.write_u128(two(key.addresses[0], rest)),
+            Family::V6 => {
+                hasher.write_u128(two(key.addresses[0], key.addresses[1]));
+                hasher.write_u128(two(key.addresses[2], key.addresses[3]));
+                hasher.write_u64(rest);
+            }
+        }
+        Hash(hasher.finish())
+    }
+
+    /// Starts loading what a lookup of this hash reads first.
+    #[inline]
+    pub fn prefetch_bucket(&self, hash: Hash) {
+        prefetch(self.index.home_bucket(hash));
+    }
+
+    /// Starts loading the entry that a lookup of this hash most likely finds. Its bucket should be loaded by now.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: Hash) {
+        if let Some(reference) = self.index.first_guess(hash)
+            && let Some(slot) = self.slots().get(reference.slot() as usize)
+        {
+            prefetch(slot);
+        }
+    }
+
+    /// The connection of a packet, by either direction of NAT connections. Of several that one reply matches, the newest.
+    #[inline]
+    pub fn lookup(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
+        let reference = self.find(hash, Kind::Connection, key)?;
+        Some(Hit {
+            entry: self.entry(reference.slot())?,
+            direction: reference.direction(),
+        })
+    }
+
+    /// The template of a service for a client: source = masked client, destination = virtual address (or the mark),
+    /// source port 0, destination port the service's or 0; protocol the service's or [`crate::packet::Protocol::IP`].
+    pub fn lookup_template(&self, key: &FlowKey) -> Option<EntryRef<'_>> {
+        let hash = self.hash_as(Kind::Template, key);
+        self.entry(self.find(hash, Kind::Template, key)?.slot())
+    }
+
+    #[inline]
+    pub(super) fn find(&self, hash: Hash, kind: Kind, key: &FlowKey) -> Option<Reference> {
+        let slots = self.slots();
+        let key_bits = Control::key_bits(kind, key);
+        self.index.find(hash, |r| is_it(slots, r, key_bits, key))
+    }
+
+    #[inline]
+    pub(super) fn slots(&self) -> &[Slot] {
+        self.entries.slots()
+    }
+
+    #[inline]
+    pub(super) fn entry(&self, number: u32) -> Option<EntryRef<'_>> {
+        let slot = self.slots().get(number as usize)?;
+        Some(EntryRef {
+            table: self,
+            slot,
+            number,
+        })
+    }
+
+    /// The worker holds nothing that it looked up before. Once a batch.
+    #[inline]
+    pub fn quiescent(&self, worker: WorkerId) {
+        self.epochs.quiescent(worker.0 as usize);
+    }
+
+    /// The worker holds nothing and goes to sleep. Workers begin offline.
+    pub fn offline(&self, worker: WorkerId) {
+        self.epochs.offline(worker.0 as usize);
+    }
+
+    /// The worker is awake. Must be called before its first lookup.
+    pub fn online(&self, worker: WorkerId) {
+        self.epochs.online(worker.0 as usize);
+    }
+
+    /// Calls `each` with a copy of every entry that lives. For the control thread; not of one moment: entries may come
+    /// and go meanwhile.
+    pub fn for_each(&self, mut each: impl FnMut(&Connection)) {
+        let reader = self.slots.workers();
+        let guard = self.sweeper.lock().unwrap_or_else(|e| e.into_inner());
+        let mut copies = Vec::with_capacity(CHUNK as usize);
+        for chunk in 0..self.slots.chunks() {
+            self.epochs.online(reader);
+            self.live_in(chunk, |entry| copies.extend(entry.read()));
+            self.epochs.offline(reader);
+            copies.drain(..).for_each(|c| each(&c));
+        }
+        drop(guard);
+    }
+
+    /// Entries that live in a chunk. The caller is online, or the only thread.
+    pub(super) fn live_in<'t>(&'t self, chunk: u32, mut each: impl FnMut(EntryRef<'t>)) {
+        let mut bits = self.slots.occupied(chunk);
+        while bits != 0 {
+            let bit = bits.trailing_zeros();
+            bits &= bits - 1;
+            let Some(entry) = self.entry(chunk * CHUNK + bit) else {
+                return;
+            };
+            // Acquire: a valid control word comes after the rest of the entry.
+            let control = Control(entry.slot.words[CONTROL].load(Ordering::Acquire));
+            if control.kind().is_some() {
+                each(entry);
+            }
+        }
+    }
+
+    /// Writes state and deadline as `next` says of the present state, unless the entry is retired.
+    #[cold]
+    pub(super) fn write_touch(
+        &self,
+        entry: &EntryRef<'_>,
+        seen: Control,
+        next: impl Fn(State) -> (State, Tick),
+    ) -> Option<StateChange> {
+        let word = &entry.slot.words[CONTROL];
+        let mut seen = seen;
+        loop {
+            seen.kind()?;
+            let (to, deadline) = next(seen.state());
+            let new = seen.with_state(to).with_deadline(deadline);
+            match word.compare_exchange(seen.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    if deadline < seen.deadline() {
+                        self.chunk_of(entry.number).expires_at(deadline);
+                    }
+                    let from = seen.state();
+                    self.chunk_of(entry.number).count_half_open(from, to);
+                    return (from != to).then_some(StateChange { from, to });
+                }
+                Err(now) => seen = Control(now),
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn chunk_of(&self, number: u32) -> &Chunk {
+        &self.chunks[(number / CHUNK) as usize]
+    }
+}
+
+impl Chunk {
+    /// An entry that expires then is in the chunk. Always a read-modify-write: it and the sweeper's swap see each
+    /// other, whichever comes first.
+    pub fn expires_at(&self, deadline: Tick) {
+        self.next_deadline.fetch_min(deadline.0, Ordering::AcqRel);
+    }
+
+    pub fn count_half_open(&self, from: State, to: State) {
+        match (from.is_half_open(), to.is_half_open()) {
+            (false, true) => self.half_open.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.half_open.fetch_sub(1, Ordering::Relaxed),
+            _ => 0,
+        };
+    }
+}
+
+/// The entry at this reference is live and has this key in this direction.
+#[inline]
+pub(super) fn is_it(slots: &[Slot], reference: Reference, key_bits: u64, key: &FlowKey) -> bool {
+    let Some(slot) = slots.get(reference.slot() as usize) else {
+        return false;
+    };
+    let word = |n: usize| slot.words[n].load(Ordering::Relaxed);
+    if !Control(word(CONTROL)).has_key_bits(key_bits) {
+        return false;
+    }
+    let direction = reference.direction();
+    let shift = match direction {
+        Direction::Forward => 32,
+        Direction::Reply => 0,
+    };
+    if (word(PORTS) >> shift) as u32 != key.ports {
+        return false;
+    }
+    let a = &key.addresses;
+    match (key.family, direction) {
+        (Family::V4, _) => word(ADDRESSES + direction as usize) == a[0],
+        (Family::V6, Direction::Forward) => (0..4).all(|n| word(ADDRESSES + n) == a[n]),
+        (Family::V6, Direction::Reply) => {
+            let Some(tail) = slots.get(reference.slot() as usize + 1) else {
+                return false;
+            };
+            let tail_word = |n: usize| tail.words[n].load(Ordering::Relaxed);
+            tail_word(TAIL_DESTINATION) == a[0]
+                && tail_word(TAIL_DESTINATION + 1) == a[1]
+                && word(ADDRESSES) == a[2]
+                && word(ADDRESSES + 1) == a[3]
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! New entries, and making room for them in a full table.
+
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+
+use super::entry::{Connection, EntryRef};
+use super::index::{Hash, Reference, Refused};
+use super::layout::{
+    ADDRESSES, CONTROL, Control, Direction, FWMARK, Kind, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_FWMARK, TAIL_MARK,
+    TEMPLATE, ports_word, runtime_word,
+};
+use super::table::{ConnectionTable, WorkerId};
+use super::{State, Tick};
+use crate::packet::{Family, FlowKey};
+use crate::service::{DestinationKey, Method};
+
+/// Up to this capacity the oldest half-open entry of all is replaced; above, the oldest of a sample.
+const SMALL: u32 = 2048;
+/// Chunks with half-open entries that a sample reads, and entries that go at once.
+const SAMPLE_CHUNKS: u32 = 8;
+const EVICT_MAX: usize = 16;
+/// Chunks that a search passes once it has found something.
+const SEARCH_CHUNKS: u32 = 1024;
+/// Retired entries that an insertion into a full table brings back to use at most.
+const RECLAIM_MAX: usize = 64;
+
+/// A connection to insert.
+#[derive(Clone, Copy, Debug)]
+pub struct NewConnection<'t> {
+    /// Client to VIP.
+    pub flow: FlowKey,
+    /// Address and port of its destination.
+    pub destination: DestinationKey,
+    /// Slot of its destination in the workers' table.
+    pub destination_id: u32,
+    /// Forwarding method. With `Masq` the connection is found by its replies too.
+    pub method: Method,
+    /// State after the packet at hand: [`State::first`].
+    pub state: State,
+    /// Ticks until it expires: [`super::TimeoutTable::ticks`].
+    pub timeout_ticks: u32,
+    /// Hop by which the client's packet came.
+    pub client_hop: u16,
+    /// Firewall mark of its service; 0 = its service has an address.
+    pub fwmark: u32,
+    /// Template that controls it: that one lives as long as the connection.
+    pub template: Option<EntryRef<'t>>,
+}
+
+/// A persistence template to insert.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTemplate {
+    /// As for [`ConnectionTable::lookup_template`].
+    pub key: FlowKey,
+    /// Address and port of its destination; port 0 when the service has port 0 or a mark.
+    pub destination: DestinationKey,
+    /// Slot of its destination in the workers' table.
+    pub destination_id: u32,
+    /// Forwarding method of the destination.
+    pub method: Method,
+    /// Ticks until it expires.
+    pub timeout_ticks: u32,
+    /// Firewall mark of its service; 0 = its service has an address.
+    pub fwmark: u32,
+}
+
+/// Why an entry was not inserted.
+#[derive(Debug, PartialEq)]
+pub enum InsertError<'t> {
+    /// Another worker was faster: this is the connection.
+    Exists(EntryRef<'t>),
+    /// No slot, and no half-open entry to replace.
+    Full,
+}
+
+/// What connection and template have in common.
+struct Draft<'a> {
+    kind: Kind,
+    flow: &'a FlowKey,
+    destination: DestinationKey,
+    method: Method,
+    state: State,
+    deadline: Tick,
+    runtime: u64,
+    fwmark: u32,
+    template: u64,
+}
+
+impl ConnectionTable {
+    /// Inserts a connection; `hash` is that of its flow. When the table is full, half-open connections are replaced,
+    /// oldest first: `evicted` gets each, to take it off its destination's numbers.
+    ///
+    /// Count the connection on its destination before this call (and off again if it fails): another worker may
+    /// change its state as soon as it is in the table.
+    pub fn insert<'t>(
+        &'t self,
+        worker: WorkerId,
+        hash: Hash,
+        new: &NewConnection<'t>,
+        now: Tick,
+        evicted: &mut dyn FnMut(&Connection),
+    ) -> Result<EntryRef<'t>, InsertError<'t>> {
+        let draft = Draft {
+            kind: Kind::Connection,
+            flow: &new.flow,
+            destination: new.destination,
+            method: new.method,
+            state: new.state,
+            deadline: now.after(new.timeout_ticks),
+            runtime: runtime_word(new.destination_id, new.client_hop),
+            fwmark: new.fwmark,
+            template: new.template.map_or(0, |t| t.control_word()),
+        };
+        if let Some(template) = new.template {
+            template.control_one_more();
+        }
+        let inserted = self.add(worker.0 as usize, hash, &draft, now, evicted);
+        if inserted.is_err() && draft.template != 0 {
+            self.control_one_less(draft.template);
+        }
+        inserted
+    }
+
+    /// Inserts a template.
+    pub fn insert_template<'t>(
+        &'t self,
+        worker: WorkerId,
+        new: &NewTemplate,
+        now: Tick,
+        evicted: &mut dyn FnMut(&Connection),
+    ) -> Result<EntryRef<'t>, InsertError<'t>> {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let draft = Draft {
+            kind: Kind::Template,
+            flow: &new.key,
+            destination: new.destination,
+            method: new.method,
+            state: State::None,
+            deadline: now.after(new.timeout_ticks),
+            runtime: runtime_word(new.destination_id, 0),
+            fwmark: new.fwmark,
+            template: (generation as u64) << 32,
+        };
+        let hash = self.hash_as(Kind::Template, &new.key);
+        self.add(worker.0 as usize, hash, &draft, now, evicted)
+    }
+
+    fn add<'t>(
+        &'t self,
+        worker: usize,
+        hash: Hash,
+        draft: &Draft<'_>,
+        now: Tick,
+        evicted: &mut dyn FnMut(&Connection),
+    ) -> Result<EntryRef<'t>, InsertError<'t>> {
+        let wide = draft.flow.family == Family::V6 || draft.destination.address.is_ipv6();
+        let number = match self.slots.allocate(worker, wide) {
+            Some(number) => number,
+            None => self.make_room(worker, wide, now, evicted).ok_or(InsertError::Full)?,
+        };
+        let entry = self.entry(number).ok_or(InsertError::Full)?;
+        self.write(entry, wide, draft);
+        let control = control_of(draft);
+        let key_bits = Control::key_bits(draft.kind, draft.flow);
+        let is_same = |r| self.is_it(r, key_bits, draft.flow);
+        let mut published = false;
+        let publish = || {
+            published = true;
+            // Release, and last of all words: an entry with a valid mark is whole, here and in the file.
+            entry.slot.words[CONTROL].store(control.0, Ordering::Release);
+        };
+        let reference = Reference::new(number, Direction::Forward);
+        let linked = self.index.insert_unique(hash, reference, is_same, publish);
+        if !published {
+            self.slots.put_back(worker, number, wide);
+        }
+        match linked {
+            Ok(()) => {}
+            Err(Refused::Exists(there)) => {
+                let there = self.entry(there.slot()).ok_or(InsertError::Full)?;
+                return Err(InsertError::Exists(there));
+            }
+            Err(Refused::NoRoom) if published => return Err(self.take_back(worker, entry)),
+            Err(Refused::NoRoom) => return Err(InsertError::Full),
+        }
+        if !self.link_reply(entry, control, draft) {
+            return Err(self.take_back(worker, entry));
+        }
+        self.slots.count_inserted(worker);
+        let chunk = self.chunk_of(number);
+        chunk.count_half_open(State::None, draft.state);
+        chunk.expires_at(draft.deadline);
+        Ok(entry)
+    }
+
+    /// Makes a NAT connection findable by its replies. `false`: no room in the index.
+    pub(super) fn link_reply_of(&self, entry: EntryRef<'_>, control: Control) -> bool {
+        let Some(key) = reply_key(entry, control) else {
+            return true;
+        };
+        let key_bits = Control::key_bits(Kind::Connection, &key);
+        let reference = Reference::new(entry.number, Direction::Reply);
+        let is_same = |r: Reference| r.direction() == Direction::Reply && self.is_it(r, key_bits, &key);
+        self.index.insert_newest(self.hash(&key), reference, is_same).is_ok()
+    }
+
+    fn link_reply(&self, entry: EntryRef<'_>, control: Control, draft: &Draft<'_>) -> bool {
+        draft.method != Method::Masq || draft.kind != Kind::Connection || self.link_reply_of(entry, control)
+    }
+
+    /// The entry is in the table by half: retires it as one that others may hold.
+    #[cold]
+    fn take_back(&self, worker: usize, entry: EntryRef<'_>) -> InsertError<'static> {
+        self.slots.count_inserted(worker);
+        self.chunk_of(entry.number).count_half_open(State::None, entry.state());
+        // Whoever retires it first does all there is to do; its template is given back by the caller.
+        entry.slot.words[TEMPLATE].store(0, Ordering::Relaxed);
+        let _retired_here_or_elsewhere = self.retire(entry, |_| true);
+        InsertError::Full
+    }
+
+    /// Everything but the control word.
+    fn write(&self, entry: EntryRef<'_>, wide: bool, draft: &Draft<'_>) {
+        let set = |n: usize, value: u64| entry.slot.words[n].store(value, Ordering::Relaxed);
+        let flow = draft.flow;
+        set(RUNTIME, draft.runtime);
+        set(
+            PORTS,
+            ports_word(flow.source_port(), flow.destination_port(), draft.destination.port),
+        );
+        set(TEMPLATE, draft.template);
+        let tail = self.slots().get(entry.number as usize + 1).filter(|_| wide);
+        let Some(tail) = tail else {
+            let destination = match draft.destination.address {
+                IpAddr::V4(v4) => v4.to_bits() as u64,
+                IpAddr::V6(_) => 0, // never: such an entry is wide
+            };
+            set(ADDRESSES, flow.addresses[0]);
+            set(ADDRESSES + 1, destination << 32 | flow.addresses[0] >> 32);
+            set(FWMARK, draft.fwmark as u64);
+            return;
+        };
+        for (n, address) in flow.addresses.iter().enumerate() {
+            set(ADDRESSES + n, *address);
+        }
+        let destination = match draft.destination.address {
+            IpAddr::V4(v4) => v4.to_bits() as u128,
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        let set = |n: usize, value: u64| tail.words[n].store(value, Ordering::Relaxed);
+        set(CONTROL, TAIL_MARK);
+        set(TAIL_DESTINATION, (destination >> 64) as u64);
+        set(TAIL_DESTINATION + 1, destination as u64);
+        set(TAIL_FWMARK, draft.fwmark as u64);
+    }
+
+    /// A slot in a table without any: from the retired ones, or in place of half-open entries.
+    #[cold]
+    fn make_room(&self, worker: usize, wide: bool, now: Tick, evicted: &mut dyn FnMut(&Connection)) -> Option<u32> {
+        if self.slots.is_full(wide) && !self.evict(wide, now, evicted) {
+            return None;
+        }
+        if self.slots.has_limbo() {
+            self.reclaim(RECLAIM_MAX);
+        }
+        self.slots.allocate(worker, wide)
+    }
+
+    /// Retires the oldest half-open entries: established ones never. `false`: there is none.
+    fn evict(&self, wide: bool, now: Tick, evicted: &mut dyn FnMut(&Connection)) -> bool {
+        if self.barren.load(Ordering::Relaxed) == now.0 {
+            return false;
+        }
+        let small = self.capacity() <= SMALL;
+        let most = if small { 1 + wide as usize } else { EVICT_MAX };
+        let mut oldest = [(Tick(u32::MAX), u32::MAX); EVICT_MAX];
+        let oldest = &mut oldest[..most];
+        if !self.sample_half_open(small, oldest) {
+            self.barren.store(now.0, Ordering::Relaxed);
+            return false;
+        }
+        let mut any = false;
+        for (_, number) in oldest.iter().filter(|(_, number)| *number != u32::MAX) {
+            let Some(entry) = self.entry(*number) else { continue };
+            if let Some(connection) = self.retire(entry, |control| control.state().is_half_open()) {
+                evicted(&connection);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Fills `oldest` with the half-open entries of nearest deadline, sorted, from a sample of chunks (all of them, if
+    /// `small`). `false`: no chunk of the table has any.
+    fn sample_half_open(&self, small: bool, oldest: &mut [(Tick, u32)]) -> bool {
+        let chunks = self.slots.chunks();
+        let mut chunk = self.evict_cursor.load(Ordering::Relaxed) % chunks;
+        let (mut passed, mut sampled) = (0, 0);
+        while passed < chunks && (small || sampled < SAMPLE_CHUNKS && (sampled == 0 || passed < SEARCH_CHUNKS)) {
+            let known = &self.chunks[chunk as usize];
+            if known.half_open.load(Ordering::Relaxed) != 0 {
+                sampled += 1;
+                self.live_in(chunk, |entry| {
+                    let control = entry.control();
+                    if control.kind() == Some(Kind::Connection) && control.state().is_half_open() {
+                        keep_oldest(oldest, (control.deadline(), entry.number));
+                    }
+                });
+            }
+            passed += 1;
+            chunk = (chunk + 1) % chunks;
+        }
+        self.evict_cursor.store(chunk, Ordering::Relaxed);
+        sampled != 0
+    }
+
+    #[inline]
+    pub(super) fn is_it(&self, reference: Reference, key_bits: u64, key: &FlowKey) -> bool {
+        super::table::is_it(self.slots(), reference, key_bits, key)
+    }
+}
+
+/// Inserts into a sorted list of fixed length.
+fn keep_oldest(oldest: &mut [(Tick, u32)], candidate: (Tick, u32)) {
+    let Some(last) = oldest.last() else { return };
+    if candidate.0 >= last.0 {
+        return;
+    }
+    let at = oldest.partition_point(|o| o.0 <= candidate.0);
+    let end = oldest.len() - 1;
+    oldest.copy_within(at..end, at + 1);
+    oldest[at] = candidate;
+}
+
+fn control_of(draft: &Draft<'_>) -> Control {
+    Control::new(
+        draft.kind,
+        draft.flow.family,
+        Family::of(draft.destination.address),
+        draft.flow.protocol,
+        draft.method,
+        draft.state,
+        draft.deadline,
+    )
+}
+
+/// Destination to client, of a NAT connection; `None` for all others.
+pub(super) fn reply_key(entry: EntryRef<'_>, control: Control) -> Option<FlowKey> {
+    if control.method() != Method::Masq || control.kind_before() != Some(Kind::Connection) {
+        return None;
+    }
+    let ports = (entry.destination_port() as u32) << 16 | entry.client_port() as u32;
+    match (control.client_family(), control.destination_family()) {
+        (Family::V4, Family::V4) => Some(FlowKey::v4(
+            control.protocol(),
+            entry.destination_v4(),
+            entry.client_v4(),
+            ports,
+        )),
+        (Family::V6, Family::V6) => Some(FlowKey::v6(
+            control.protocol(),
+            entry.destination_v6(),
+            entry.client_v6(),
+            ports,
+        )),
+        _ => None,
+    }
+}

@@ -1,0 +1,288 @@
+//! What the words of an entry mean.
+//!
+//! ```text
+//!            narrow (IPv4, one slot)              wide (an IPv6 address in it, two slots, the first even)
+//!  word 0    control                              control
+//!       1    runtime                              runtime
+//!       2    ports                                ports
+//!       3    template                             template
+//!       4    client << 32 | VIP                   client high        (client << 32 | VIP when they are IPv4)
+//!       5    destination << 32 | client           client low
+//!       6    firewall mark                        VIP high
+//!       7    link of retired entries              VIP low
+//!       8                                         tail mark
+//!       9,10                                      destination (high, low; an IPv4 one in the low)
+//!       11                                        firewall mark
+//!       15                                        link of retired entries
+//!
+//!  control   deadline:32 | flags:8 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
+//!  runtime   destination id:32 | client hop:16 | spare:16
+//!  ports     client:16 | virtual:16 | destination:16 | client:16
+//!  template  of a connection: generation:32 | slot + 1:32; of a template: generation:32 | connections controlled:32
+//! ```
+//!
+//! The redundant client address and port make each direction one comparison of addresses and one of ports. Runtime and
+//! template mean nothing after a crash. Control is written last, so an entry with a valid kind is whole.
+
+use crate::packet::{Family, FlowKey, Protocol};
+use crate::service::Method;
+
+use super::{State, Tick};
+
+/// Word positions.
+pub const CONTROL: usize = 0;
+pub const RUNTIME: usize = 1;
+pub const PORTS: usize = 2;
+pub const TEMPLATE: usize = 3;
+pub const ADDRESSES: usize = 4;
+/// Narrow entries; in wide ones [`TAIL_FWMARK`].
+pub const FWMARK: usize = 6;
+/// In the last slot of the entry.
+pub const LINK: usize = 7;
+/// In the tail slot of a wide entry.
+pub const TAIL_DESTINATION: usize = 1;
+/// As above.
+pub const TAIL_FWMARK: usize = 3;
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// A connection.
+    Connection = 1,
+    /// A persistence template.
+    Template = 2,
+}
+
+/// Added to the kind of an entry that was retired; 0 is a free slot.
+const RETIRED: u64 = 8;
+/// Control word of the second slot of a wide entry.
+pub const TAIL_MARK: u64 = 4;
+
+/// Which way a packet of a connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// Client to VIP.
+    Forward = 0,
+    /// NAT destination to client.
+    Reply = 1,
+}
+
+const KIND_MASK: u64 = 0xf;
+const CLIENT_V6: u64 = 1 << 4;
+const DESTINATION_V6: u64 = 1 << 5;
+const METHOD_SHIFT: u32 = 6;
+const PROTOCOL_SHIFT: u32 = 8;
+const STATE_SHIFT: u32 = 16;
+const DEADLINE_SHIFT: u32 = 32;
+
+/// The control word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control(pub u64);
+
+impl Control {
+    /// Bits that a packet's key decides: kind, client family, protocol.
+    const KEY_MASK: u64 = KIND_MASK | CLIENT_V6 | 0xff << PROTOCOL_SHIFT;
+
+    pub fn new(
+        kind: Kind,
+        client: Family,
+        destination: Family,
+        protocol: Protocol,
+        method: Method,
+        state: State,
+        deadline: Tick,
+    ) -> Control {
+        let method = match method {
+            Method::Route => 0,
+            Method::Masq => 1,
+            Method::Tunnel => 2,
+        };
+        let mut bits = kind as u64
+            | method << METHOD_SHIFT
+            | (protocol.0 as u64) << PROTOCOL_SHIFT
+            | (state as u64) << STATE_SHIFT
+            | (deadline.0 as u64) << DEADLINE_SHIFT;
+        if client == Family::V6 {
+            bits |= CLIENT_V6;
+        }
+        if destination == Family::V6 {
+            bits |= DESTINATION_V6;
+        }
+        Control(bits)
+    }
+
+    /// The bits of [`Control::KEY_MASK`] that an entry of this kind with this key has.
+    #[inline]
+    pub fn key_bits(kind: Kind, key: &FlowKey) -> u64 {
+        let family = if key.family == Family::V6 { CLIENT_V6 } else { 0 };
+        kind as u64 | family | (key.protocol.0 as u64) << PROTOCOL_SHIFT
+    }
+
+    /// Kind, family and protocol are those of `key_bits`.
+    #[inline]
+    pub fn has_key_bits(self, key_bits: u64) -> bool {
+        self.0 & Control::KEY_MASK == key_bits
+    }
+
+    #[inline]
+    pub fn kind(self) -> Option<Kind> {
+        match self.0 & KIND_MASK {
+            1 => Some(Kind::Connection),
+            2 => Some(Kind::Template),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub fn is_wide(self) -> bool {
+        self.0 & (CLIENT_V6 | DESTINATION_V6) != 0
+    }
+
+    #[inline]
+    pub fn client_family(self) -> Family {
+        if self.0 & CLIENT_V6 != 0 {
+            Family::V6
+        } else {
+            Family::V4
+        }
+    }
+
+    #[inline]
+    pub fn destination_family(self) -> Family {
+        if self.0 & DESTINATION_V6 != 0 {
+            Family::V6
+        } else {
+            Family::V4
+        }
+    }
+
+    #[inline]
+    pub fn method(self) -> Method {
+        match self.0 >> METHOD_SHIFT & 3 {
+            0 => Method::Route,
+            1 => Method::Masq,
+            _ => Method::Tunnel,
+        }
+    }
+
+    #[inline]
+    pub fn protocol(self) -> Protocol {
+        Protocol((self.0 >> PROTOCOL_SHIFT) as u8)
+    }
+
+    /// NONE when the bits are of no state; only recovery meets such, and refuses them.
+    #[inline]
+    pub fn state(self) -> State {
+        State::from_bits((self.0 >> STATE_SHIFT) as u8).unwrap_or(State::None)
+    }
+
+    #[inline]
+    pub fn deadline(self) -> Tick {
+        Tick((self.0 >> DEADLINE_SHIFT) as u32)
+    }
+
+    #[inline]
+    pub fn with_deadline(self, deadline: Tick) -> Control {
+        Control(self.0 & 0xffff_ffff | (deadline.0 as u64) << DEADLINE_SHIFT)
+    }
+
+    #[inline]
+    pub fn with_state(self, state: State) -> Control {
+        Control(self.0 & !(0xff << STATE_SHIFT) | (state as u64) << STATE_SHIFT)
+    }
+
+    pub fn retired(self) -> Control {
+        Control(self.0 | RETIRED)
+    }
+
+    /// What a retired entry was.
+    pub fn kind_before(self) -> Option<Kind> {
+        Control(self.0 & !RETIRED).kind()
+    }
+
+    /// Everything in it can have been written by us; anything else is damage.
+    pub fn is_sound(self) -> bool {
+        let state = State::from_bits((self.0 >> STATE_SHIFT) as u8);
+        let state_fits = match (self.kind(), self.protocol()) {
+            (None, _) => false,
+            (Some(Kind::Template), _) => state == Some(State::None),
+            (Some(Kind::Connection), Protocol::TCP) => state.is_some_and(|s| s != State::Udp),
+            (Some(Kind::Connection), Protocol::UDP) => state == Some(State::Udp),
+            (Some(Kind::Connection), _) => state.is_some(),
+        };
+        let method_fits = self.0 >> METHOD_SHIFT & 3 < 3;
+        let flags_fit = self.0 >> 24 & 0xff == 0;
+        state_fits && method_fits && flags_fit
+    }
+}
+
+/// The ports word.
+#[inline]
+pub fn ports_word(client: u16, virtual_port: u16, destination: u16) -> u64 {
+    (client as u64) << 48 | (virtual_port as u64) << 32 | (destination as u64) << 16 | client as u64
+}
+
+/// Runtime word.
+#[inline]
+pub fn runtime_word(destination_id: u32, client_hop: u16) -> u64 {
+    (destination_id as u64) << 32 | (client_hop as u64) << 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_keeps_what_it_was_given() {
+        for method in [Method::Route, Method::Masq, Method::Tunnel] {
+            for (client, destination) in [
+                (Family::V4, Family::V4),
+                (Family::V4, Family::V6),
+                (Family::V6, Family::V4),
+                (Family::V6, Family::V6),
+            ] {
+                let c = Control::new(
+                    Kind::Connection,
+                    client,
+                    destination,
+                    Protocol::TCP,
+                    method,
+                    State::CloseWait,
+                    Tick(0xdead_beef),
+                );
+                assert!(c.is_sound());
+                assert_eq!(c.kind(), Some(Kind::Connection));
+                assert_eq!((c.client_family(), c.destination_family()), (client, destination));
+                assert_eq!(c.is_wide(), client == Family::V6 || destination == Family::V6);
+                assert_eq!((c.method(), c.protocol()), (method, Protocol::TCP));
+                assert_eq!((c.state(), c.deadline()), (State::CloseWait, Tick(0xdead_beef)));
+                let d = c.with_state(State::Close).with_deadline(Tick(7));
+                assert_eq!((d.state(), d.deadline(), d.method()), (State::Close, Tick(7), method));
+                assert_eq!(c.retired().kind(), None);
+                assert_eq!(c.retired().kind_before(), Some(Kind::Connection));
+                assert_eq!(c.retired().deadline(), c.deadline());
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_seen() {
+        let sound = Control::new(
+            Kind::Connection,
+            Family::V4,
+            Family::V4,
+            Protocol::UDP,
+            Method::Masq,
+            State::Udp,
+            Tick(1),
+        );
+        assert!(sound.is_sound());
+        assert!(!sound.with_state(State::Established).is_sound(), "a TCP state on UDP");
+        assert!(!Control(sound.0 | 0xff << 16).is_sound(), "no such state");
+        assert!(!Control(sound.0 | 3 << 6).is_sound(), "no such method");
+        assert!(!Control(sound.0 | 1 << 24).is_sound(), "flags that nobody sets");
+        assert!(!Control(0).is_sound() && !Control(TAIL_MARK).is_sound() && !sound.retired().is_sound());
+    }
+}

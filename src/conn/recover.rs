@@ -1,0 +1,161 @@
+//! After a crash: what the entries' file still holds becomes the table again.
+
+use std::sync::atomic::Ordering;
+
+use super::Tick;
+use super::entry::{Connection, EntryRef};
+use super::index::Reference;
+use super::layout::{CONTROL, Control, Direction, Kind, RUNTIME, TAIL_MARK, TEMPLATE, runtime_word};
+use super::state::State;
+use super::table::ConnectionTable;
+
+/// What becomes of a recovered entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// It lives, with this slot of its destination in the workers' table and this hop to its client.
+    Keep {
+        /// Slot of its destination.
+        destination_id: u32,
+        /// Hop to its client.
+        client_hop: u16,
+    },
+    /// It goes: nobody knows its service any more.
+    Drop,
+}
+
+/// What [`ConnectionTable::recover`] found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Entries that live again, templates included.
+    pub kept: usize,
+    /// Entries that expired meanwhile.
+    pub expired: usize,
+    /// Entries that the caller did not keep.
+    pub dropped: usize,
+    /// Entries that are damaged, cut off, or twice there; and what did not fit.
+    pub damaged: usize,
+}
+
+impl ConnectionTable {
+    /// Takes the entries that were left in the file into the table: index, counts and runtime words are made anew. `decide`
+    /// says of each what becomes of it. Once, before any worker runs.
+    ///
+    /// Which template controls which connection is not in the file; [`ConnectionTable::control`] tells it again.
+    pub fn recover(&self, now: Tick, decide: &mut dyn FnMut(&Connection) -> Recovery) -> Recovered {
+        let _sweeper = self.sweeper.lock().unwrap_or_else(|e| e.into_inner());
+        let mut report = Recovered::default();
+        let mut number = 0;
+        while let Some(entry) = self.entry(number) {
+            let control = Control(entry.slot.words[CONTROL].load(Ordering::Acquire));
+            let wide = control.kind().is_some() && control.is_wide() && self.has_tail(number);
+            let kept = match self.judge(entry, control, wide, now, decide) {
+                Verdict::Free => false,
+                Verdict::Keep(destination_id, client_hop) => {
+                    let kept = self.take_in(entry, control, wide, destination_id, client_hop);
+                    *if kept { &mut report.kept } else { &mut report.damaged } += 1;
+                    kept
+                }
+                Verdict::Expired => {
+                    report.expired += 1;
+                    false
+                }
+                Verdict::Dropped => {
+                    report.dropped += 1;
+                    false
+                }
+                Verdict::Damaged => {
+                    report.damaged += 1;
+                    false
+                }
+            };
+            if !kept {
+                entry.slot.words[CONTROL].store(0, Ordering::Release);
+            }
+            number += if wide && kept { 2 } else { 1 };
+        }
+        report
+    }
+
+    fn has_tail(&self, number: u32) -> bool {
+        let tail = self.slots().get(number as usize + 1);
+        number.is_multiple_of(2) && tail.is_some_and(|t| t.words[CONTROL].load(Ordering::Relaxed) == TAIL_MARK)
+    }
+
+    fn judge(
+        &self,
+        entry: EntryRef<'_>,
+        control: Control,
+        wide: bool,
+        now: Tick,
+        decide: &mut dyn FnMut(&Connection) -> Recovery,
+    ) -> Verdict {
+        if control.0 == 0 || control.0 == TAIL_MARK || control.kind().is_none() && control.kind_before().is_some() {
+            return Verdict::Free;
+        }
+        let Some(kind) = control.kind().filter(|_| control.is_sound()) else {
+            return Verdict::Damaged;
+        };
+        if control.is_wide() != wide {
+            return Verdict::Damaged; // its second half is not there
+        }
+        // The longest that any timeout can be (31 days): a later deadline was not written by us.
+        if control.deadline().ticks_left(now) > super::time::ticks_of_seconds(crate::service::Timeouts::MAX_S) {
+            return Verdict::Damaged;
+        }
+        if control.deadline() <= now {
+            return Verdict::Expired;
+        }
+        match decide(&entry.read_as(kind, control)) {
+            Recovery::Keep {
+                destination_id,
+                client_hop,
+            } => Verdict::Keep(destination_id, client_hop),
+            Recovery::Drop => Verdict::Dropped,
+        }
+    }
+
+    /// Puts the entry into slots, index and counts. `false`: no room, or its key is there.
+    fn take_in(&self, entry: EntryRef<'_>, control: Control, wide: bool, destination_id: u32, client_hop: u16) -> bool {
+        let Some(kind) = control.kind() else { return false };
+        let generation = match kind {
+            Kind::Connection => 0,
+            Kind::Template => self.generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+        };
+        entry.slot.words[TEMPLATE].store((generation as u64) << 32, Ordering::Relaxed);
+        entry.slot.words[RUNTIME].store(runtime_word(destination_id, client_hop), Ordering::Relaxed);
+        let flow = entry.flow();
+        let hash = self.hash_as(kind, &flow);
+        let key_bits = Control::key_bits(kind, &flow);
+        let forward = Reference::new(entry.number, Direction::Forward);
+        let is_same = |r| self.is_it(r, key_bits, &flow);
+        if self.index.insert_unique(hash, forward, is_same, || ()).is_err() {
+            return false;
+        }
+        if !self.link_reply_of(entry, control) || !self.slots.claim(entry.number, wide) {
+            let reply = Reference::new(entry.number, Direction::Reply);
+            self.index.remove(hash, forward);
+            if let Some(key) = super::insert::reply_key(entry, control) {
+                self.index.remove(self.hash(&key), reply);
+            }
+            return false;
+        }
+        let chunk = self.chunk_of(entry.number);
+        chunk.count_half_open(State::None, control.state());
+        chunk.expires_at(control.deadline());
+        true
+    }
+
+    /// From now on `template` controls `connection`: that is how templates of recovered connections are told again.
+    pub fn control(&self, connection: EntryRef<'_>, template: EntryRef<'_>) {
+        template.control_one_more();
+        connection.slot.words[TEMPLATE].store(template.control_word(), Ordering::Relaxed);
+    }
+}
+
+enum Verdict {
+    Free,
+    Keep(u32, u16),
+    Expired,
+    Dropped,
+    Damaged,
+}

@@ -1,0 +1,3 @@
+//! The table as a whole: what goes in is found by the right keys, ends when it should, and survives a crash.
+
+mod basic;

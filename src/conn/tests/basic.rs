@@ -1,0 +1,128 @@
+//! One worker, one entry after the other.
+
+use std::net::IpAddr;
+
+use crate::conn::*;
+use crate::packet::{FlowKey, Protocol, TcpFlags};
+use crate::service::{DestinationKey, Method};
+
+pub const W: WorkerId = WorkerId(0);
+pub const SYN: TcpFlags = TcpFlags(TcpFlags::SYN);
+
+/// TCP by any address family, `client` numbers the client's address and port.
+pub fn flow(v6: bool, client: u32) -> FlowKey {
+    let port = 1024 + (client % 50_000) as u16;
+    if v6 {
+        let source = (0x2001_0db8u128 << 96) + client as u128;
+        FlowKey::v6(
+            Protocol::TCP,
+            source,
+            (0x2001_0db8u128 << 96) + (1 << 64),
+            (port as u32) << 16 | 80,
+        )
+    } else {
+        FlowKey::v4(
+            Protocol::TCP,
+            0x0a00_0000 + client,
+            0xc0a8_0001,
+            (port as u32) << 16 | 80,
+        )
+    }
+}
+
+pub fn server(v6: bool, n: u32) -> DestinationKey {
+    let address: IpAddr = if v6 {
+        std::net::Ipv6Addr::from_bits((0xfd00u128 << 112) + n as u128).into()
+    } else {
+        std::net::Ipv4Addr::from_bits(0xac10_0000 + n).into()
+    };
+    DestinationKey { address, port: 8080 }
+}
+
+pub fn new<'t>(flow: FlowKey, destination: DestinationKey, method: Method) -> NewConnection<'t> {
+    let state = State::first(flow.protocol, method, SYN);
+    NewConnection {
+        flow,
+        destination,
+        destination_id: 7,
+        method,
+        state,
+        timeout_ticks: TimeoutTable::default().ticks(state),
+        client_hop: 3,
+        fwmark: 0,
+        template: None,
+    }
+}
+
+/// The reply of a connection to this server.
+pub fn reply(flow: &FlowKey, server: &DestinationKey) -> FlowKey {
+    FlowKey::new(
+        flow.protocol,
+        (server.address, server.port),
+        (flow.source(), flow.source_port()),
+    )
+}
+
+pub fn none(_: &Connection) {
+    panic!("nothing was to be replaced or expire");
+}
+
+pub fn insert<'t>(table: &'t ConnectionTable, new: &NewConnection<'t>, now: Tick) -> EntryRef<'t> {
+    table.insert(W, table.hash(&new.flow), new, now, &mut none).unwrap()
+}
+
+pub fn lookup<'t>(table: &'t ConnectionTable, key: &FlowKey) -> Option<Hit<'t>> {
+    table.lookup(table.hash(key), key)
+}
+
+#[test]
+fn found_by_the_keys_of_its_method_and_no_other() {
+    let table = ConnectionTable::anonymous(1000, 1).unwrap();
+    let now = Tick(1000);
+    for (n, (method, client_v6, server_v6)) in [
+        (Method::Masq, false, false),
+        (Method::Masq, true, true),
+        (Method::Route, false, false),
+        (Method::Route, true, true),
+        (Method::Tunnel, false, true),
+        (Method::Tunnel, true, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (flow, server) = (flow(client_v6, n as u32), server(server_v6, n as u32));
+        assert!(lookup(&table, &flow).is_none());
+        let entry = insert(&table, &new(flow, server, method), now);
+        let hit = lookup(&table, &flow).unwrap();
+        assert_eq!((hit.entry, hit.direction), (entry, Direction::Forward));
+        if client_v6 == server_v6 {
+            let back = lookup(&table, &reply(&flow, &server)).map(|h| h.direction);
+            assert_eq!(back, (method == Method::Masq).then_some(Direction::Reply), "{method:?}");
+        }
+        assert!(lookup(&table, &flow.reversed()).is_none());
+        let udp = FlowKey {
+            protocol: Protocol::UDP,
+            ..flow
+        };
+        assert!(lookup(&table, &udp).is_none());
+        assert!(table.lookup_template(&flow).is_none());
+
+        assert_eq!(entry.flow(), flow);
+        assert_eq!(
+            (entry.client(), entry.client_port()),
+            (flow.source(), flow.source_port())
+        );
+        assert_eq!(
+            (entry.virtual_address(), entry.virtual_port()),
+            (flow.destination(), 80)
+        );
+        assert_eq!((entry.destination(), entry.destination_port()), (server.address, 8080));
+        assert_eq!((entry.method(), entry.protocol()), (method, Protocol::TCP));
+        assert_eq!((entry.destination_id(), entry.client_hop()), (7, 3));
+        assert_eq!((entry.state(), entry.deadline()), (State::SynRecv, now.after(60 * 16)));
+        entry.set_client_hop(9);
+        entry.set_destination_id(11);
+        assert_eq!((entry.destination_id(), entry.client_hop()), (11, 9));
+    }
+    assert_eq!(table.used(), 6);
+}
