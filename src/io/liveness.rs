@@ -1,11 +1,11 @@
 //! Which interfaces a living uvs serves: an abstract Unix socket `@uvs/IFINDEX` each, which vanishes with the process
 //! however that ends. Abstract names belong to the network namespace, as the interfaces do.
-#![allow(unsafe_code, reason = "SO_PEERCRED by libc")]
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+use super::unix;
 
 /// The claim on an interface; ends when dropped, and with the process.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub fn claim(ifindex: u32) -> Result<Claim, ClaimError> {
 /// The process that serves the interface, if one does.
 pub fn holder(ifindex: u32) -> io::Result<Option<i32>> {
     match UnixStream::connect_addr(&address(ifindex)?) {
-        Ok(stream) => peer_process(&stream).map(Some),
+        Ok(stream) => Ok(Some(unix::peer_credentials(&stream)?.pid)),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(None),
         // Its queue is full of others who asked: it lives.
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Some(0)),
@@ -61,26 +61,6 @@ pub fn holder(ifindex: u32) -> io::Result<Option<i32>> {
 
 fn address(ifindex: u32) -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("uvs/{ifindex}"))
-}
-
-fn peer_process(stream: &UnixStream) -> io::Result<i32> {
-    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
-    // SAFETY: the pointers are to a ucred and its length.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            level,
-            option,
-            (&raw mut credentials).cast(),
-            &raw mut len,
-        )
-    };
-    match result {
-        0 => Ok(credentials.pid),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]

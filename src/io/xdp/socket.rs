@@ -1,50 +1,36 @@
 //! One AF_XDP socket: one receive queue of one interface, with its four rings.
 //!
-//! Frames are counted where they are, so that every ring always has room for what is put on it: the crate's rings
-//! take all of a request or nothing.
-#![allow(
-    unsafe_code,
-    reason = "the crate's rings leave the lifetime of the frame memory to us"
-)]
+//! Frames are counted where they are, so that every ring always has room for what is put on it: rings take all of a
+//! request or nothing.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 
-use xdp::slab::{HeapSlab, Slab};
-use xdp::socket::{SocketError, XdpSocket, XdpSocketBuilder};
-use xdp::{Packet, RingConfigBuilder, RxRing, Umem, WakableRings, WakableTxRing};
-
-use super::wakeup::{self, WakeupFlag};
-use super::{QueueBinding, XdpError};
-use crate::dataplane::driver::{BATCH_MAX, InterfaceStatistics};
-
-/// Descriptors of each ring: a power of two.
-pub(super) const RING: u32 = 2048;
+use super::rings::{RING, Rings};
+use super::{QueueBinding, XdpError, wakeup};
+use crate::dataplane::driver::{BATCH_MAX, InterfaceStatistics, Received};
 
 /// Frames that one kick sends at least, in copy mode (TX_BATCH_SIZE of the kernel).
 const KICK_FRAMES: u32 = 32;
 
 /// How frames are shared with the kernel on one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sharing {
+pub enum Sharing {
+    /// The card reads and writes them.
     ZeroCopy,
+    /// The kernel copies them.
     Copy,
 }
 
 /// A bound socket.
-pub(super) struct Socket {
+pub(super) struct Socket<R: Rings> {
     pub binding: QueueBinding,
     pub sharing: Sharing,
-    socket: XdpSocket,
-    rings: WakableRings,
-    fill_flag: WakeupFlag,
-    transmit_flag: WakeupFlag,
+    rings: R,
     /// Frames with the kernel to receive into, or received and not yet taken.
     filled: u32,
     /// Frames given to the kernel to send and not yet back.
     sending: u32,
-    /// Frames to be put on the transmit ring by the next flush.
-    queued: HeapSlab,
     /// The kernel may not know of all frames on the transmit ring.
     to_kick: bool,
     /// Its interface is gone.
@@ -53,46 +39,23 @@ pub(super) struct Socket {
     last: InterfaceStatistics,
 }
 
-impl Socket {
-    /// Opens and binds it over `memory`, which must outlive it.
-    pub fn open(memory: &Umem, binding: &QueueBinding, sharing: Sharing) -> Result<Socket, XdpError> {
-        let failed = |what, source: SocketError| XdpError::socket(binding, what, source);
-        let system = |what, source| XdpError::system(binding, what, source);
-        let mut builder = XdpSocketBuilder::new().map_err(|e| failed("open", e))?;
-        let sizes = RingConfigBuilder {
-            rx_count: RING,
-            tx_count: RING,
-            fill_count: RING,
-            completion_count: RING,
-        };
-        let sizes = sizes.build().expect("a power of two");
-        let (rings, mut flags) = builder
-            .build_wakable_rings(memory, sizes)
-            .map_err(|e| failed("set up", e))?;
-        let (fill_flag, transmit_flag) = WakeupFlag::map(builder.as_raw_fd()).map_err(|e| system("map", e))?;
-        match sharing {
-            Sharing::ZeroCopy => flags.force_zerocopy(),
-            Sharing::Copy => flags.force_copy(),
-        }
-        let socket = builder.bind(xdp::nic::NicIndex::new(binding.ifindex), binding.queue, flags);
-        let socket = socket.map_err(|e| failed("bind", e))?;
-        wakeup::raise_transmit_budget(socket.as_raw_fd(), RING);
-        let zero_copy = wakeup::is_zero_copy(socket.as_raw_fd()).map_err(|e| system("ask", e))?;
+impl<R: Rings> Socket<R> {
+    /// Opens and binds it over `memory`.
+    pub fn open(memory: &R::Memory, binding: &QueueBinding, sharing: Sharing) -> Result<Self, XdpError> {
+        let rings = R::open(memory, binding, sharing)?;
+        let zero_copy = wakeup::is_zero_copy(rings.fd()).map_err(|e| XdpError::system(binding, "ask", e))?;
         assert_eq!(
             zero_copy,
             sharing == Sharing::ZeroCopy,
             "the kernel does as it is forced"
         );
+        wakeup::raise_transmit_budget(rings.fd(), RING);
         Ok(Socket {
             binding: binding.clone(),
             sharing,
-            socket,
             rings,
-            fill_flag,
-            transmit_flag,
             filled: 0,
             sending: 0,
-            queued: HeapSlab::with_capacity(BATCH_MAX),
             to_kick: false,
             dead: false,
             transmit_failed: 0,
@@ -101,51 +64,46 @@ impl Socket {
     }
 
     pub fn fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.rings.fd()
     }
 
-    /// Takes received frames, as many as `into` has room for.
+    /// Takes received frames, `room` at most.
     #[inline]
-    pub fn receive(&mut self, memory: &Umem, into: &mut impl Slab) -> usize {
-        let ring: &mut RxRing = self.rings.rx_ring.as_mut().expect("it was made with one");
-        // SAFETY: the driver keeps the memory longer than any frame that it hands out may live.
-        let n = unsafe { ring.recv(memory, into) };
+    pub fn receive(&mut self, memory: &R::Memory, batch: &mut Vec<Received<R::Frame>>, room: usize) -> usize {
+        let n = self.rings.receive(memory, batch, self.binding.interface, room);
         self.filled -= n as u32;
         n
     }
 
     /// Gives the kernel frames to receive into, until it has a ring full.
     #[inline]
-    pub fn refill(&mut self, memory: &mut Umem) {
+    pub fn refill(&mut self, memory: &mut R::Memory) {
         let missing = RING - self.filled;
         if missing == 0 || self.dead {
             return;
         }
-        // SAFETY: the driver keeps the memory longer than its sockets. Without wake-up there is no error.
-        let n = unsafe { self.rings.fill_ring.enqueue(memory, missing as usize, false) }.unwrap_or(0);
-        self.filled += n as u32;
-        if self.sharing == Sharing::ZeroCopy && self.fill_flag.is_set() {
+        self.filled += self.rings.fill(memory, missing as usize) as u32;
+        if self.sharing == Sharing::ZeroCopy && self.rings.fill_wants_wakeup() {
             wakeup::kick_fill(self.fd());
         }
     }
 
     /// Queues a frame to be sent at the next flush, or gives it back because there is no room.
     #[inline]
-    pub fn queue(&mut self, memory: &mut Umem, packet: Packet) -> Result<(), Packet> {
+    pub fn queue(&mut self, memory: &mut R::Memory, frame: R::Frame) -> Result<(), R::Frame> {
         if self.dead || self.is_full(memory) {
             self.transmit_failed += 1;
-            return Err(packet);
+            return Err(frame);
         }
-        if self.queued.available() == 0 {
+        if self.rings.queued() >= BATCH_MAX {
             self.submit();
         }
-        let refused = self.queued.push_front(packet);
-        debug_assert!(refused.is_none(), "submitting makes room");
+        self.rings.queue(frame);
         Ok(())
     }
 
-    fn is_full(&mut self, memory: &mut Umem) -> bool {
-        let full = |s: &Socket| s.sending + s.queued.len() as u32 >= RING;
+    fn is_full(&mut self, memory: &mut R::Memory) -> bool {
+        let full = |s: &Self| s.sending + s.rings.queued() as u32 >= RING;
         if full(self) {
             self.reap(memory);
             if full(self) {
@@ -158,15 +116,13 @@ impl Socket {
 
     /// Puts queued frames on the transmit ring. There is room: [`Socket::queue`] has counted.
     fn submit(&mut self) {
-        if self.queued.is_empty() {
-            return;
+        let queued = self.rings.queued();
+        if queued > 0 {
+            self.rings.submit();
+            debug_assert_eq!(self.rings.queued(), 0);
+            self.sending += queued as u32;
+            self.to_kick = true;
         }
-        let ring: &mut WakableTxRing = self.rings.tx_ring.as_mut().expect("it was made with one");
-        // SAFETY: the driver keeps the memory longer than its sockets. Without wake-up there is no error.
-        let n = unsafe { ring.send(&mut self.queued, false) }.unwrap_or(0);
-        debug_assert!(self.queued.is_empty(), "{} frames left", self.queued.len());
-        self.sending += n as u32;
-        self.to_kick = true;
     }
 
     /// Sends what is queued: one kick, or as many as the kernel needs to take all.
@@ -177,7 +133,7 @@ impl Socket {
             return;
         }
         self.to_kick = false;
-        if !self.transmit_flag.is_set() {
+        if !self.rings.transmit_wants_wakeup() {
             return;
         }
         for _ in 0..=RING / KICK_FRAMES {
@@ -202,15 +158,15 @@ impl Socket {
 
     /// Takes back frames that were sent.
     #[inline]
-    pub fn reap(&mut self, memory: &mut Umem) {
+    pub fn reap(&mut self, memory: &mut R::Memory) {
         if self.sending > 0 {
-            self.sending -= self.rings.completion_ring.dequeue(memory, self.sending as usize) as u32;
+            self.sending -= self.rings.complete(memory, self.sending as usize) as u32;
         }
     }
 
     /// Frames in its rings and queue.
     pub fn frames(&self) -> u32 {
-        self.filled + self.sending + self.queued.len() as u32
+        self.filled + self.sending + self.rings.queued() as u32
     }
 
     /// Looks whether the interface is gone. A system call.
@@ -238,7 +194,7 @@ impl Socket {
     /// What the kernel counted, and we.
     pub fn statistics(&mut self) -> InterfaceStatistics {
         // A socket without interface keeps its last numbers.
-        if let Ok(s) = self.socket.statistics() {
+        if let Ok(s) = wakeup::statistics(self.fd()) {
             self.last = InterfaceStatistics {
                 rx_ring_full: s.rx_ring_full,
                 fill_ring_empty: s.rx_fill_ring_empty_descs,

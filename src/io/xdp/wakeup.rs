@@ -1,5 +1,5 @@
-//! What the crate `xdp` does not show: whether the kernel wants to be woken (need_wakeup), waking it, and what a
-//! socket really got.
+//! What the crates do not show: whether the kernel wants to be woken (need_wakeup), waking it, what a socket really
+//! got, and what was counted on it.
 //!
 //! The flag stands in the shared head of the fill and the transmit ring, of which this maps one more view. In copy
 //! mode the kernel always wants to be woken to send; on zero-copy cards that are busy anyway, a kick is saved.
@@ -122,6 +122,19 @@ pub(super) fn raise_transmit_budget(socket: RawFd, frames: u32) {
 /// The bound socket works without copying.
 pub(super) fn is_zero_copy(socket: RawFd) -> io::Result<bool> {
     Ok(option(socket, libc::SOL_XDP, libc::XDP_OPTIONS)? & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}
+
+/// What the kernel counted on the socket.
+pub(super) fn statistics(socket: RawFd) -> io::Result<libc::xdp_statistics> {
+    // SAFETY: plain numbers, for which zero is valid.
+    let mut statistics: libc::xdp_statistics = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::xdp_statistics>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_XDP, libc::XDP_STATISTICS);
+    // SAFETY: the pointers are to the structure of that option and to its length.
+    match unsafe { libc::getsockopt(socket, level, option, (&raw mut statistics).cast(), &raw mut len) } {
+        0 => Ok(statistics),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Takes the socket's pending error: set when its interface was deleted.

@@ -1,0 +1,196 @@
+//! The driver of one worker, over the rings of whichever crate.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use super::rings::{FrameMemory, RING, Rings};
+use super::socket::{Sharing, Socket};
+use super::{BoundQueue, QueueBinding, XdpConfig, XdpError, XdpMode};
+use crate::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
+use crate::io::poll::{PollSet, Woken};
+use crate::io::tun::TunQueue;
+use crate::packet::{ETHERNET_HEADER_LEN, Frame};
+use crate::table::InterfaceId;
+
+/// A retry is due this soon when the kernel did not take all frames.
+const STUCK_RETRY: Duration = Duration::from_millis(1);
+
+/// The AF_XDP driver of one worker.
+pub struct XskDriver<R: Rings> {
+    // Declared before the memory, so that no ring outlives it.
+    sockets: Vec<Socket<R>>,
+    memory: R::Memory,
+    /// The socket to send by, for each interface.
+    senders: Vec<usize>,
+    /// Whose turn it is to be received from first.
+    turn: usize,
+    reasons: Vec<Option<String>>,
+    tun: TunQueue,
+    poll: PollSet,
+}
+
+impl<R: Rings> XskDriver<R> {
+    /// Maps the memory, opens a socket for each queue, and fills the rings. To be called in the network namespace of
+    /// the interfaces, with their filters attached.
+    pub fn open(config: XdpConfig) -> Result<XskDriver<R>, XdpError> {
+        let senders = senders(&config.queues)?;
+        let mut memory = R::Memory::map(chunks(&config))?;
+        let (mut sockets, mut reasons) = (Vec::new(), Vec::new());
+        for binding in &config.queues {
+            let (mut socket, reason) = open_socket(&memory, binding)?;
+            socket.refill(&mut memory);
+            sockets.push(socket);
+            reasons.push(reason);
+        }
+        let fds: Vec<RawFd> = sockets.iter().map(Socket::fd).collect();
+        Ok(XskDriver {
+            sockets,
+            memory,
+            senders,
+            turn: 0,
+            reasons,
+            tun: config.tun,
+            poll: PollSet::new(config.waker, &fds),
+        })
+    }
+
+    /// What each queue got, in the order of the configuration.
+    pub fn sockets(&self) -> Vec<BoundQueue> {
+        let describe = |(s, reason): (&Socket<R>, &Option<String>)| BoundQueue {
+            binding: s.binding.clone(),
+            socket: s.fd(),
+            mode: match (s.sharing, s.binding.native) {
+                (Sharing::ZeroCopy, _) => XdpMode::ZeroCopy,
+                (Sharing::Copy, true) => XdpMode::Native,
+                (Sharing::Copy, false) => XdpMode::Generic,
+            },
+            reason: reason.clone(),
+        };
+        self.sockets.iter().zip(&self.reasons).map(describe).collect()
+    }
+
+    /// Frames that are neither in the pool nor in a ring: those handed out. For tests of the accounting.
+    pub fn outstanding(&self) -> usize {
+        let in_rings: u32 = self.sockets.iter().map(Socket::frames).sum();
+        self.memory.outstanding() - in_rings as usize
+    }
+
+    /// Stops sleeping on sockets whose interface is gone.
+    fn check_sockets(&mut self) {
+        for socket in &mut self.sockets {
+            socket.check();
+            if socket.is_dead() {
+                self.poll.remove(socket.fd());
+            }
+        }
+    }
+}
+
+/// For each interface the first of its queues.
+fn senders(queues: &[QueueBinding]) -> Result<Vec<usize>, XdpError> {
+    let interfaces = queues.iter().map(|q| q.interface.0 + 1).max().unwrap_or(0);
+    let first = |i| {
+        queues
+            .iter()
+            .position(|q| q.interface.0 == i)
+            .ok_or(XdpError::NoQueue(i))
+    };
+    (0..interfaces).map(first).collect()
+}
+
+fn chunks(config: &XdpConfig) -> u32 {
+    config.queues.len() as u32 * 2 * RING + config.frames_spare + 2 * BATCH_MAX as u32
+}
+
+/// Zero-copy where the filter is native and the card can; with the reason where it cannot.
+fn open_socket<R: Rings>(memory: &R::Memory, binding: &QueueBinding) -> Result<(Socket<R>, Option<String>), XdpError> {
+    if !binding.native {
+        return Ok((Socket::open(memory, binding, Sharing::Copy)?, None));
+    }
+    match Socket::open(memory, binding, Sharing::ZeroCopy) {
+        Ok(socket) => Ok((socket, None)),
+        Err(error) => {
+            let socket = Socket::open(memory, binding, Sharing::Copy)?;
+            Ok((socket, Some(format!("not zero-copy: {error}"))))
+        }
+    }
+}
+
+impl<R: Rings> Driver for XskDriver<R> {
+    type Frame = R::Frame;
+
+    fn receive(&mut self, batch: &mut Vec<Received<R::Frame>>) -> usize {
+        let (mut room, count) = (BATCH_MAX, self.sockets.len());
+        for i in 0..count {
+            let socket = &mut self.sockets[(self.turn + i) % count];
+            room -= socket.receive(&self.memory, batch, room);
+            if room == 0 {
+                break;
+            }
+        }
+        self.turn = (self.turn + 1) % count.max(1);
+        BATCH_MAX - room
+    }
+
+    fn allocate(&mut self) -> Option<R::Frame> {
+        self.memory.allocate()
+    }
+
+    #[inline]
+    fn transmit(&mut self, interface: InterfaceId, frame: R::Frame) -> bool {
+        let socket = &mut self.sockets[self.senders[interface.0 as usize]];
+        match socket.queue(&mut self.memory, frame) {
+            Ok(()) => true,
+            Err(frame) => {
+                self.memory.free(frame);
+                false
+            }
+        }
+    }
+
+    fn hand_back(&mut self, frame: R::Frame) -> bool {
+        let taken = match frame.bytes().get(ETHERNET_HEADER_LEN..) {
+            Some(packet) => self.tun.write(packet, frame.offload()),
+            None => false,
+        };
+        self.free(frame);
+        taken
+    }
+
+    #[inline]
+    fn free(&mut self, frame: R::Frame) {
+        self.memory.free(frame);
+    }
+
+    fn flush(&mut self) {
+        for socket in &mut self.sockets {
+            socket.flush();
+            socket.reap(&mut self.memory);
+            socket.refill(&mut self.memory);
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration) {
+        let stuck = self.sockets.iter().any(Socket::is_stuck);
+        let woken = self.poll.wait(if stuck { timeout.min(STUCK_RETRY) } else { timeout });
+        if stuck {
+            self.flush();
+        } else if woken == Woken::Timeout {
+            // Nothing to do: time to look whether the interfaces are still there.
+            self.check_sockets();
+        }
+    }
+
+    fn statistics(&mut self) -> Vec<InterfaceStatistics> {
+        let mut all = vec![InterfaceStatistics::default(); self.senders.len()];
+        for socket in &mut self.sockets {
+            let (sum, one) = (&mut all[socket.binding.interface.0 as usize], socket.statistics());
+            sum.rx_ring_full += one.rx_ring_full;
+            sum.fill_ring_empty += one.fill_ring_empty;
+            sum.rx_dropped += one.rx_dropped;
+            sum.tx_invalid += one.tx_invalid;
+            sum.tx_failed += one.tx_failed;
+        }
+        all
+    }
+}
