@@ -58,7 +58,7 @@ pub enum Refused {
 }
 
 /// Hash of a key: the upper half chooses the bucket, the lowest 16 bits are the tag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hash(pub(super) u64);
 
 impl Hash {

@@ -50,4 +50,4 @@ pub use recover::{Recovered, Recovery};
 pub use slots::CAPACITY_MAX;
 pub use state::{State, StateChange, TimeoutTable};
 pub use table::{ConnectionTable, Hash, WorkerId};
-pub use time::Tick;
+pub use time::{Tick, ticks_of_seconds};

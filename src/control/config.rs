@@ -109,7 +109,9 @@ pub fn load(path: &Path, rules: RulesParser) -> Result<Config, ConfigError> {
     };
     let size = std::fs::metadata(path).map_err(|error| whole(error.to_string()))?.len();
     if size > FILE_BYTES_MAX {
-        return Err(whole(format!("{size} bytes are more than the {FILE_BYTES_MAX} that a configuration may have")));
+        return Err(whole(format!(
+            "{size} bytes are more than the {FILE_BYTES_MAX} that a configuration may have"
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(|error| whole(error.to_string()))?;
     parse(path, &text, rules)
@@ -117,7 +119,11 @@ pub fn load(path: &Path, rules: RulesParser) -> Result<Config, ConfigError> {
 
 /// Reads the text of a configuration file of either kind; `path` is for messages.
 pub fn parse(path: &Path, text: &str, rules: RulesParser) -> Result<Config, ConfigError> {
-    let result = if is_rules(text) { parse_rules(text, rules) } else { parse_toml(text) };
+    let result = if is_rules(text) {
+        parse_rules(text, rules)
+    } else {
+        parse_toml(text)
+    };
     result.map_err(|fault| ConfigError {
         file: path.to_owned(),
         line: fault.line,
@@ -134,7 +140,10 @@ pub fn fingerprint(text: &str) -> u64 {
 
 /// Rules begin with an option; no line of TOML can.
 fn is_rules(text: &str) -> bool {
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.next().is_some_and(|line| line.starts_with('-'))
 }
 
@@ -154,7 +163,11 @@ fn parse_rules(text: &str, rules: RulesParser) -> Result<Config, Fault> {
     let commands = rules(text).map_err(|error| fault(error.line, error.reason))?;
     let (lines, commands): (Vec<usize>, Vec<Command>) = commands.into_iter().unzip();
     let applied = State::default().apply_all(&commands, true);
-    let refused = applied.results.iter().zip(&lines).find_map(|(result, line)| Some((result.as_ref()?, line)));
+    let refused = applied
+        .results
+        .iter()
+        .zip(&lines)
+        .find_map(|(result, line)| Some((result.as_ref()?, line)));
     match refused {
         Some((error, line)) => Err(fault(*line, error.to_string())),
         None => Ok(Config {
@@ -184,7 +197,11 @@ fn parse_toml(text: &str) -> Result<Config, Fault> {
         source.service(service, &mut commands, &mut places)?;
     }
     let applied = desired.apply_all(&commands, true);
-    let refused = applied.results.iter().zip(&places).find_map(|(result, place)| Some((result.as_ref()?, place)));
+    let refused = applied
+        .results
+        .iter()
+        .zip(&places)
+        .find_map(|(result, place)| Some((result.as_ref()?, place)));
     if let Some((error, place)) = refused {
         return Err(source.fault(place.offset, &place.key, error.to_string()));
     }
@@ -325,7 +342,10 @@ impl Source<'_> {
                 interfaces.push(name.clone());
             }
             if interfaces.is_empty() || interfaces.len() > INTERFACES_MAX {
-                return Err(refused(format!("{} interfaces are not 1 to {INTERFACES_MAX}", interfaces.len())));
+                return Err(refused(format!(
+                    "{} interfaces are not 1 to {INTERFACES_MAX}",
+                    interfaces.len()
+                )));
             }
         }
         Ok(DaemonConfig {
@@ -352,7 +372,9 @@ impl Source<'_> {
         let range = 1..=i64::from(Timeouts::MAX_S);
         let default = Timeouts::default();
         let value = |key: &str, value: &Option<Spanned<i64>>, default: u32| {
-            Ok(self.number(&format!("timeouts.{key}"), value, range.clone())?.unwrap_or(default))
+            Ok(self
+                .number(&format!("timeouts.{key}"), value, range.clone())?
+                .unwrap_or(default))
         };
         Ok(Timeouts {
             tcp: value("tcp", &table.tcp, default.tcp)?,
@@ -421,7 +443,10 @@ impl Source<'_> {
             (TransportProtocol::Udp, "udp", &table.udp),
             (TransportProtocol::Sctp, "sctp", &table.sctp),
         ];
-        let given: Vec<_> = addresses.iter().filter_map(|(p, name, a)| Some((*p, *name, a.as_ref()?))).collect();
+        let given: Vec<_> = addresses
+            .iter()
+            .filter_map(|(p, name, a)| Some((*p, *name, a.as_ref()?)))
+            .collect();
         match (given.as_slice(), &table.fwmark) {
             ([(protocol, name, address)], None) => {
                 let offset = address.span().start;

@@ -1,6 +1,7 @@
 //! Where every frame of a worker went. One writer (the worker), any reader; published once a batch.
 //!
-//! To the frame: `received + generated = transmitted + handed_back + dropped + held`.
+//! To the frame: `received + generated = transmitted + handed_back + dropped + held`. A datagram put together from
+//! fragments stays as many frames as it came in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,7 +28,33 @@ impl FrameCounts {
     /// Counts one drop.
     #[inline]
     pub fn drop(&mut self, reason: DropReason) {
-        self.dropped[reason as usize] += 1;
+        self.drop_many(reason, 1);
+    }
+
+    /// Counts drops of one reason.
+    #[inline]
+    pub fn drop_many(&mut self, reason: DropReason, frames: u64) {
+        self.dropped[reason as usize] += frames;
+    }
+
+    /// Counts what became of a frame that was to be transmitted.
+    #[inline]
+    pub fn transmit(&mut self, sent: bool) {
+        if sent {
+            self.transmitted += 1;
+        } else {
+            self.drop(DropReason::TransmitFailed);
+        }
+    }
+
+    /// Counts what became of a frame for the local stack.
+    #[inline]
+    pub fn hand_back(&mut self, taken: bool) {
+        if taken {
+            self.handed_back += 1;
+        } else {
+            self.drop(DropReason::HandBackFailed);
+        }
     }
 
     /// Sum over all reasons.

@@ -1,8 +1,16 @@
 //! The batch pipeline (no I/O), the worker loop, the driver trait, counters.
 //!
-//! [`pipeline`] decides what happens to each frame of a batch; [`worker`] runs it on one pinned thread over a
-//! [`driver::Driver`]; [`counters`] says afterwards where every frame went.
+//! [`pipeline`] runs a batch through its passes; what happens to a frame is decided in `flow` (connections known),
+//! `begin` (new ones), `related` (ICMP errors about them) and `pieces` (fragments), and carried out in `round`.
+//! [`worker`] runs the pipeline on one pinned thread over a [`driver::Driver`]; [`counters`] says afterwards where every
+//! frame went.
 
+mod begin;
 pub mod counters;
 pub mod driver;
-// pub mod worker; // with the pipeline
+mod flow;
+mod pieces;
+pub mod pipeline;
+mod related;
+mod round;
+pub mod worker;

@@ -39,7 +39,7 @@ pub struct SlowStatistics {
 /// Everything that one worker thread owns.
 pub struct Worker<D: Driver> {
     driver: D,
-    pipeline: Pipeline<D::Frame>,
+    pipeline: Pipeline,
     table: Arc<Table>,
     commands: Receiver<WorkerCommand>,
     shared: Arc<WorkerShared>,
@@ -55,7 +55,7 @@ impl<D: Driver> Worker<D> {
     /// A worker ready to [`run`](Worker::run) on the thread that will own it.
     pub fn new(
         driver: D,
-        pipeline: Pipeline<D::Frame>,
+        pipeline: Pipeline,
         table: Arc<Table>,
         commands: Receiver<WorkerCommand>,
         shared: Arc<WorkerShared>,
@@ -64,7 +64,17 @@ impl<D: Driver> Worker<D> {
     ) -> Worker<D> {
         let latency_ns = Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("1 s at 3 digits is a legal histogram");
         let batch_sizes = Histogram::new_with_max(BATCH_MAX as u64 * 2, 3).expect("128 at 3 digits is legal");
-        Worker { driver, pipeline, table, commands, shared, clock, spin_rounds, latency_ns, batch_sizes }
+        Worker {
+            driver,
+            pipeline,
+            table,
+            commands,
+            shared,
+            clock,
+            spin_rounds,
+            latency_ns,
+            batch_sizes,
+        }
     }
 
     /// Works until told to stop. Everything that can fail has been done before.
@@ -84,7 +94,7 @@ impl<D: Driver> Worker<D> {
                 idle_rounds += 1;
                 std::hint::spin_loop();
             } else {
-                self.pipeline.idle((self.clock)(), &mut self.driver);
+                self.pipeline.idle((self.clock)());
                 self.driver.flush();
                 self.pipeline.publish(&self.shared);
                 self.pipeline.offline();

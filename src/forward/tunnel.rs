@@ -37,17 +37,23 @@ impl Outer {
     /// Bytes in front of the inner packet.
     #[inline]
     pub fn overhead(&self) -> u16 {
-        let ip = if self.destination.is_ipv4() {
-            IPV4_HEADER_LEN
-        } else {
-            IPV6_HEADER_LEN
-        } as u16;
-        ip + match (self.tunnel.kind, self.tunnel.checksum) {
-            (TunnelKind::Ipip, _) => 0,
-            (TunnelKind::Gre, TunnelChecksum::NoCsum) => GRE_HEADER_LEN,
-            (TunnelKind::Gre, _) => GRE_HEADER_LEN + GRE_CHECKSUM_LEN,
-            (TunnelKind::Gue, _) => UDP_HEADER_LEN + GUE_HEADER_LEN,
-        }
+        overhead(self.destination, self.tunnel)
+    }
+}
+
+/// Bytes that a tunnel to this destination puts in front of a packet.
+#[inline]
+pub fn overhead(destination: IpAddr, tunnel: Tunnel) -> u16 {
+    let ip = if destination.is_ipv4() {
+        IPV4_HEADER_LEN
+    } else {
+        IPV6_HEADER_LEN
+    } as u16;
+    ip + match (tunnel.kind, tunnel.checksum) {
+        (TunnelKind::Ipip, _) => 0,
+        (TunnelKind::Gre, TunnelChecksum::NoCsum) => GRE_HEADER_LEN,
+        (TunnelKind::Gre, _) => GRE_HEADER_LEN + GRE_CHECKSUM_LEN,
+        (TunnelKind::Gue, _) => UDP_HEADER_LEN + GUE_HEADER_LEN,
     }
 }
 

@@ -57,7 +57,10 @@ pub fn ip(arguments: &str) {
 pub fn wait_up(interface: &str) {
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
-        let output = Command::new("ip").args(["-o", "link", "show", "dev", interface]).output().unwrap();
+        let output = Command::new("ip")
+            .args(["-o", "link", "show", "dev", interface])
+            .output()
+            .unwrap();
         if String::from_utf8_lossy(&output.stdout).contains("state UP") {
             return;
         }

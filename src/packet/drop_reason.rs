@@ -55,6 +55,10 @@ drop_reasons! {
     NoRoute => "no_route",
     /// The next hop's link address is not known (yet).
     NoNeighbour => "no_neighbour",
+    /// The route to the destination leaves by an interface that uvs was not given.
+    ForeignInterface => "foreign_interface",
+    /// NAT to another port of the director itself: its answers would never be translated back.
+    LocalPort => "local_port",
     /// Larger than the MTU of its way; the sender got fragmentation-needed or packet-too-big.
     TooBig => "too_big",
     /// The connection table is full of established connections.

@@ -10,8 +10,9 @@ pub mod sysctl;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::conn::{Connection, Kind};
 use crate::packet::{Family, FlowKey, Mac};
 use crate::scheduler::{Candidate, Load, Schedule};
 use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
@@ -131,6 +132,24 @@ impl Table {
     #[inline]
     pub fn destination(&self, id: DestinationId) -> Option<&Arc<Destination>> {
         self.destinations.get(id.0 as usize)?.as_ref()
+    }
+
+    /// No service at all: everything is the local stack's.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.services.exact.is_empty() && self.services.marks.is_empty()
+    }
+
+    /// Takes an entry that ended off its destination's numbers.
+    pub fn count_off(&self, gone: &Connection) {
+        let Some(destination) = self.destination(DestinationId(gone.destination_id)) else {
+            return;
+        };
+        let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
+        match gone.kind {
+            Kind::Connection => destination.load.remove(gone.state.is_active(), upper, lower),
+            Kind::Template => destination.load.remove_template(upper, lower),
+        }
     }
 }
 
@@ -342,6 +361,34 @@ pub struct Counters {
     pub bytes_in: AtomicU64,
     /// Bytes out.
     pub bytes_out: AtomicU64,
+}
+
+impl Counters {
+    /// A connection was scheduled.
+    #[inline]
+    pub fn count_connection(&self) {
+        add(&self.connections, 1);
+    }
+
+    /// A packet of `bytes` (IP total length) went from client to destination.
+    #[inline]
+    pub fn count_in(&self, bytes: u64) {
+        add(&self.packets_in, 1);
+        add(&self.bytes_in, bytes);
+    }
+
+    /// A packet of `bytes` went to the client.
+    #[inline]
+    pub fn count_out(&self, bytes: u64) {
+        add(&self.packets_out, 1);
+        add(&self.bytes_out, bytes);
+    }
+}
+
+/// Adds to a number that only this worker writes: no read-modify-write on the bus.
+#[inline]
+fn add(number: &AtomicU64, more: u64) {
+    number.store(number.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
 #[cfg(test)]

@@ -1,0 +1,281 @@
+//! Packets that belong to no connection: may they begin one, with whom, and what becomes of those that may not.
+
+use super::driver::Driver;
+use super::flow::endpoint_of_destination;
+use super::round::{Round, Teller, Verdict};
+use crate::conn::ticks_of_seconds;
+use crate::conn::{EntryRef, InsertError, NewConnection, NewTemplate, State, tcp};
+use crate::forward::icmp;
+use crate::packet::rewrite::Endpoint;
+use crate::packet::{DropReason, Family, FlowKey, Frame, Mac, Parsed, Protocol};
+use crate::service::{DestinationKey, Method, Persistence};
+use crate::table::{Destination, DestinationId, HopId, InterfaceId, Service};
+
+/// Where a new connection goes.
+struct Choice<'a> {
+    id: DestinationId,
+    destination: &'a Destination,
+    template: Option<EntryRef<'a>>,
+}
+
+impl<'a, D: Driver> Round<'a, D> {
+    /// A packet of no known connection.
+    #[cold]
+    pub(super) fn unknown<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
+        let table = self.table;
+        let Some(service) = table.service(&parsed.flow) else {
+            return self.unserved(parsed);
+        };
+        if parsed.flow.protocol == Protocol::TCP && !self.may_begin(parsed) {
+            return Verdict::HandBack;
+        }
+        match self.choose(service, &parsed.flow) {
+            Ok(choice) if service.one_packet && parsed.flow.protocol == Protocol::UDP => {
+                self.send_once(frame, interface, parsed, &choice)
+            }
+            Ok(choice) => self.begin(frame, interface, parsed, service, &choice),
+            Err(reason) => {
+                if reason == DropReason::NoDestination {
+                    self.tell(
+                        icmp::Error::PortUnreachable,
+                        frame,
+                        parsed,
+                        interface,
+                        Teller::Service(None),
+                    );
+                }
+                Verdict::Drop(reason)
+            }
+        }
+    }
+
+    fn may_begin(&self, parsed: &Parsed) -> bool {
+        if self.table.sysctls.sloppy_tcp != 0 {
+            tcp::may_create_sloppy(parsed.tcp_flags)
+        } else {
+            tcp::may_create(parsed.tcp_flags)
+        }
+    }
+
+    /// No service asked for. A NAT destination's stray must not leave with its private address; all else is the local
+    /// stack's.
+    fn unserved(&self, parsed: &Parsed) -> Verdict {
+        let to_us = self.table.local.contains(&parsed.flow.destination());
+        if !to_us && self.table.is_nat_source(&parsed.flow) {
+            return Verdict::Drop(DropReason::NoConnection);
+        }
+        Verdict::HandBack
+    }
+
+    /// The destination of a new connection: the persistence template's, else the scheduler's choice.
+    fn choose(&mut self, service: &Service, flow: &FlowKey) -> Result<Choice<'a>, DropReason> {
+        let Some(persistence) = &service.persistence else {
+            let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
+            let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
+            return Ok(Choice {
+                id,
+                destination,
+                template: None,
+            });
+        };
+        let key = template_key(service, persistence, flow);
+        let ticks = ticks_of_seconds(persistence.timeout_s);
+        if let Some(template) = self.connections.lookup_template(&key) {
+            let id = DestinationId(template.destination_id());
+            match self.table.destination(id) {
+                Some(destination) if self.template_holds(destination) => {
+                    template.rearm(self.now, ticks);
+                    return Ok(Choice {
+                        id,
+                        destination,
+                        template: Some(template),
+                    });
+                }
+                _ => self.end_template(template),
+            }
+        }
+        let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
+        let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
+        self.insert_template(service, key, id, destination, ticks)
+    }
+
+    /// A template of a quiesced destination wins, unless that is switched off; one of a removed destination does not.
+    fn template_holds(&self, destination: &Destination) -> bool {
+        let expired = destination.weight == 0 && self.table.sysctls.expire_quiescent_template != 0;
+        destination.present && !expired
+    }
+
+    fn end_template(&self, template: EntryRef<'_>) {
+        if let Some(gone) = self.connections.remove(template) {
+            self.table.count_off(&gone);
+        }
+    }
+
+    fn insert_template(
+        &mut self,
+        service: &Service,
+        key: FlowKey,
+        id: DestinationId,
+        destination: &'a Destination,
+        ticks: u32,
+    ) -> Result<Choice<'a>, DropReason> {
+        let template = NewTemplate {
+            key,
+            destination: DestinationKey {
+                address: destination.key.address,
+                port: if service.key.port() == 0 {
+                    0
+                } else {
+                    destination.key.port
+                },
+            },
+            destination_id: id.0,
+            method: destination.method,
+            timeout_ticks: ticks,
+            fwmark: 0,
+        };
+        destination.load.add_template(destination.upper_threshold);
+        let (connections, table) = (self.connections, self.table);
+        match connections.insert_template(self.worker, &template, self.now, &mut |gone| {
+            table.count_off(gone);
+        }) {
+            Ok(template) => Ok(Choice {
+                id,
+                destination,
+                template: Some(template),
+            }),
+            Err(InsertError::Exists(template)) => {
+                // Another worker was faster with the same client: its choice holds.
+                destination
+                    .load
+                    .remove_template(destination.upper_threshold, destination.lower_threshold);
+                let id = DestinationId(template.destination_id());
+                let destination = table.destination(id).ok_or(DropReason::NoDestination)?;
+                Ok(Choice {
+                    id,
+                    destination,
+                    template: Some(template),
+                })
+            }
+            Err(InsertError::Full) => {
+                destination
+                    .load
+                    .remove_template(destination.upper_threshold, destination.lower_threshold);
+                Err(DropReason::TableFull)
+            }
+        }
+    }
+
+    /// Enters the connection and sends its first packet.
+    fn begin<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        service: &Service,
+        choice: &Choice<'a>,
+    ) -> Verdict {
+        let destination = choice.destination;
+        let method = destination.method;
+        let state = State::first(parsed.flow.protocol, method, parsed.tcp_flags);
+        let from = frame.bytes()[6..]
+            .first_chunk()
+            .map(|mac| Mac(*mac))
+            .unwrap_or_default();
+        let hop = if method == Method::Masq {
+            self.hops.intern(interface, from)
+        } else {
+            HopId::UNKNOWN
+        };
+        let new = NewConnection {
+            flow: parsed.flow,
+            destination: destination_of(service, destination, &parsed.flow),
+            destination_id: choice.id.0,
+            method,
+            state,
+            timeout_ticks: self.timeouts.ticks(state),
+            client_hop: hop.0,
+            fwmark: 0,
+            template: choice.template,
+        };
+        destination.load.add(state.is_active(), destination.upper_threshold);
+        let (connections, table) = (self.connections, self.table);
+        let hash = connections.hash(&parsed.flow);
+        match connections.insert(self.worker, hash, &new, self.now, &mut |gone| table.count_off(gone)) {
+            Ok(entry) => {
+                let counters = &destination.counters[self.worker.0 as usize];
+                counters.count_connection();
+                counters.count_in(parsed.ip_len() as u64);
+                self.send(frame, interface, parsed, method, destination, || {
+                    endpoint_of_destination(&entry)
+                })
+            }
+            Err(error) => {
+                destination.load.remove(
+                    state.is_active(),
+                    destination.upper_threshold,
+                    destination.lower_threshold,
+                );
+                match error {
+                    InsertError::Full => Verdict::Drop(DropReason::TableFull),
+                    InsertError::Exists(entry) => match table.destination(DestinationId(entry.destination_id())) {
+                        Some(theirs) => self.to_present(frame, interface, parsed, entry, theirs),
+                        None => Verdict::Drop(DropReason::DestinationGone),
+                    },
+                }
+            }
+        }
+    }
+
+    /// One-packet scheduling: no entry, and replies are not translated.
+    fn send_once<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        choice: &Choice<'a>,
+    ) -> Verdict {
+        let destination = choice.destination;
+        let counters = &destination.counters[self.worker.0 as usize];
+        counters.count_connection();
+        counters.count_in(parsed.ip_len() as u64);
+        let port = if destination.key.port == 0 {
+            parsed.flow.destination_port()
+        } else {
+            destination.key.port
+        };
+        let endpoint = || Endpoint::from((destination.key.address, port));
+        self.send(frame, interface, parsed, destination.method, destination, endpoint)
+    }
+}
+
+/// A service with port 0 keeps the client's port, unless the destination has one of its own.
+fn destination_of(service: &Service, destination: &Destination, flow: &FlowKey) -> DestinationKey {
+    let port = if service.key.port() == 0 && destination.key.port == 0 {
+        flow.destination_port()
+    } else {
+        destination.key.port
+    };
+    DestinationKey {
+        address: destination.key.address,
+        port,
+    }
+}
+
+/// What names a client's template: its masked address, the virtual address and the service's port.
+fn template_key(service: &Service, persistence: &Persistence, flow: &FlowKey) -> FlowKey {
+    let mut key = *flow;
+    match flow.family {
+        Family::V4 => key.addresses[0] &= (persistence.mask as u64) << 32 | 0xffff_ffff,
+        Family::V6 => {
+            let mask = match persistence.mask {
+                0 => 0,
+                len => u128::MAX << (128 - len.min(128)),
+            };
+            key.addresses[0] &= (mask >> 64) as u64;
+            key.addresses[1] &= mask as u64;
+        }
+    }
+    key.ports = service.key.port() as u32;
+    key
+}

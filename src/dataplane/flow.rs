@@ -1,0 +1,289 @@
+//! Packets of TCP, UDP and SCTP: of known connections, and those that begin one.
+//!
+//! ```text
+//! lookup --hit--> client to destination --> count, state, forward by the connection's method
+//!    |       \--> destination to client --> state, translate back, leave by the client's hop
+//!    \--miss--> service? --> may it begin a connection? --> template or scheduler --> insert --> as a hit
+//!                  \--> a NAT destination's stray: dropped; all else: the local stack's
+//! ```
+
+use super::driver::Driver;
+use super::round::{Round, Teller, Verdict};
+use crate::conn::{Direction, EntryRef, Hash, tcp};
+use crate::forward::{Outcome, icmp, masq, route, tunnel};
+use crate::packet::rewrite::Endpoint;
+use crate::packet::{DropReason, Family, Frame, Mac, Parsed, Protocol};
+use crate::service::Method;
+use crate::table::{Destination, DestinationId, HopId, InterfaceId, NextHop, Reach};
+
+impl<D: Driver> Round<'_, D> {
+    /// A packet of a flow.
+    #[inline]
+    pub(super) fn flow<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hash: Hash,
+    ) -> Verdict {
+        let connections = self.connections;
+        match connections.lookup(hash, &parsed.flow) {
+            Some(hit) if hit.direction == Direction::Reply => self.to_client(frame, interface, parsed, hit.entry),
+            Some(hit) => self.to_destination(frame, interface, parsed, hit.entry),
+            None => self.unknown(frame, interface, parsed),
+        }
+    }
+
+    /// A client's packet of a known connection.
+    #[inline]
+    fn to_destination<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        if parsed.flow.protocol == Protocol::TCP
+            && tcp::reusable(
+                entry.state(),
+                entry.method(),
+                parsed.tcp_flags,
+                self.table.sysctls.conn_reuse_mode,
+            )
+            && !entry.is_controlled()
+        {
+            self.forget(entry);
+            return self.unknown(frame, interface, parsed);
+        }
+        let table = self.table;
+        match table.destination(DestinationId(entry.destination_id())) {
+            Some(destination) if destination.present => self.to_present(frame, interface, parsed, entry, destination),
+            gone => self.destination_gone(frame, interface, parsed, entry, gone.is_some()),
+        }
+    }
+
+    #[inline]
+    pub(super) fn to_present<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+        destination: &Destination,
+    ) -> Verdict {
+        destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
+        if let Some(change) = entry.touch(Direction::Forward, parsed.tcp_flags, self.now, self.timeouts) {
+            destination.load.change(change.from.is_active(), change.to.is_active());
+        }
+        if entry.method() == Method::Masq {
+            self.note_hop(frame, interface, entry);
+        }
+        self.send(frame, interface, parsed, entry.method(), destination, || {
+            endpoint_of_destination(&entry)
+        })
+    }
+
+    /// The way back to the client is where its last frame came from.
+    #[inline]
+    fn note_hop<F: Frame>(&self, frame: &F, interface: InterfaceId, entry: EntryRef<'_>) {
+        let from = frame.bytes()[6..]
+            .first_chunk()
+            .map(|mac| Mac(*mac))
+            .unwrap_or_default();
+        if !self.hops.is(HopId(entry.client_hop()), interface, from) {
+            entry.set_client_hop(self.hops.intern(interface, from).0);
+        }
+    }
+
+    /// Forwards a client's packet by `method`.
+    #[inline]
+    pub(super) fn send<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        method: Method,
+        destination: &Destination,
+        endpoint: impl FnOnce() -> Endpoint,
+    ) -> Verdict {
+        let Reach::Hop { hop, source } = &destination.reach else {
+            return self.unreachable(frame, interface, parsed, method, destination);
+        };
+        let outcome = match method {
+            Method::Route => route::forward(frame, parsed, hop),
+            Method::Masq => masq::forward_in(frame, parsed, endpoint(), hop),
+            Method::Tunnel => {
+                let outer = tunnel::Outer {
+                    hop: *hop,
+                    source: *source,
+                    destination: destination.key.address,
+                    tunnel: destination.tunnel,
+                    path_mtu_discovery: self.table.sysctls.pmtu_disc != 0,
+                };
+                match tunnel::forward(frame, parsed, &outer, self.ids) {
+                    Outcome::Segment => return self.segment_into_tunnel(frame, interface, parsed, &outer, destination),
+                    outcome => outcome,
+                }
+            }
+        };
+        self.conclude(
+            frame,
+            parsed,
+            interface,
+            hop.interface,
+            outcome,
+            Teller::Service(Some(destination)),
+        )
+    }
+
+    /// There is no hop to the destination.
+    #[cold]
+    fn unreachable<F: Frame>(
+        &mut self,
+        frame: &F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        method: Method,
+        destination: &Destination,
+    ) -> Verdict {
+        match destination.reach {
+            Reach::Hop { .. } => Verdict::Drop(DropReason::NoRoute),
+            // The director is the real server. It answers from the VIP itself, so NAT to another port cannot work: the
+            // answer would never be seen here.
+            Reach::Local if method != Method::Masq || destination.key.port == parsed.flow.destination_port() => {
+                Verdict::HandBack
+            }
+            Reach::Local => Verdict::Drop(DropReason::LocalPort),
+            Reach::Resolving => Verdict::Drop(DropReason::NoNeighbour),
+            Reach::ForeignInterface => Verdict::Drop(DropReason::ForeignInterface),
+            Reach::Unreachable => {
+                self.tell(
+                    icmp::Error::HostUnreachable,
+                    frame,
+                    parsed,
+                    interface,
+                    Teller::Service(Some(destination)),
+                );
+                Verdict::Drop(DropReason::NoRoute)
+            }
+        }
+    }
+
+    /// The destination is in its service no more.
+    #[cold]
+    fn destination_gone<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+        slot_known: bool,
+    ) -> Verdict {
+        if self.table.is_empty() {
+            // Without any service IPVS is switched off, and so are we.
+            return Verdict::HandBack;
+        }
+        if !slot_known || self.table.sysctls.expire_nodest_conn != 0 {
+            self.forget(entry);
+            return self.unknown(frame, interface, parsed);
+        }
+        Verdict::Drop(DropReason::DestinationGone)
+    }
+
+    /// Takes an entry out of the table before its time, and out of the counts.
+    #[cold]
+    pub(super) fn forget(&self, entry: EntryRef<'_>) {
+        if let Some(gone) = self.connections.remove(entry) {
+            self.table.count_off(&gone);
+        }
+    }
+
+    /// A NAT destination's packet: back from the virtual service.
+    #[inline]
+    fn to_client<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        let hop = self.client_hop(&entry);
+        // The kernel's forwarding looks at the TTL before IPVS sees the packet.
+        let outcome = if parsed.ttl <= 1 {
+            Outcome::TtlExpired
+        } else {
+            self.count_reply(parsed, &entry);
+            match hop {
+                Some(hop) => masq::forward_out(frame, parsed, endpoint_of_service(&entry), &hop),
+                None => return self.reply_by_kernel(frame, interface, parsed, entry),
+            }
+        };
+        let leaves_at = hop.map_or(interface, |hop| hop.interface);
+        self.conclude(frame, parsed, interface, leaves_at, outcome, Teller::Director)
+    }
+
+    #[inline]
+    fn count_reply(&self, parsed: &Parsed, entry: &EntryRef<'_>) {
+        let change = entry.touch(Direction::Reply, parsed.tcp_flags, self.now, self.timeouts);
+        let Some(destination) = self.table.destination(DestinationId(entry.destination_id())) else {
+            return;
+        };
+        destination.counters[self.worker.0 as usize].count_out(parsed.ip_len() as u64);
+        if let Some(change) = change {
+            destination.load.change(change.from.is_active(), change.to.is_active());
+        }
+    }
+
+    /// How the client is reached.
+    #[inline]
+    pub(super) fn client_hop(&self, entry: &EntryRef<'_>) -> Option<NextHop> {
+        let (interface, destination) = self.hops.get(HopId(entry.client_hop()))?;
+        let ours = self.table.interfaces.get(interface.0 as usize)?;
+        Some(NextHop {
+            interface,
+            source: ours.mac,
+            destination,
+            mtu: ours.mtu,
+        })
+    }
+
+    /// After a restart the client's hop is not known until its next frame: the local stack, which forwards by its routing
+    /// table, takes the translated packet.
+    #[cold]
+    fn reply_by_kernel<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        let hop = NextHop {
+            interface,
+            source: Mac::default(),
+            destination: Mac::default(),
+            mtu: u16::MAX,
+        };
+        match masq::forward_out(frame, parsed, endpoint_of_service(&entry), &hop) {
+            Outcome::Ready => Verdict::HandBack,
+            outcome => self.conclude(frame, parsed, interface, interface, outcome, Teller::Director),
+        }
+    }
+}
+
+/// Where a NAT connection's packets to its destination go.
+#[inline]
+pub(super) fn endpoint_of_destination(entry: &EntryRef<'_>) -> Endpoint {
+    match entry.family() {
+        Family::V4 => Endpoint::v4(entry.destination_v4(), entry.destination_port()),
+        Family::V6 => Endpoint::v6(entry.destination_v6(), entry.destination_port()),
+    }
+}
+
+/// Where a NAT connection's packets to its client come from.
+#[inline]
+pub(super) fn endpoint_of_service(entry: &EntryRef<'_>) -> Endpoint {
+    match entry.family() {
+        Family::V4 => Endpoint::v4(entry.virtual_v4(), entry.virtual_port()),
+        Family::V6 => Endpoint::v6(entry.virtual_v6(), entry.virtual_port()),
+    }
+}

@@ -1,0 +1,144 @@
+//! What happens to each frame of a batch. No I/O beyond the [`Driver`]'s, no lock, no clock, no allocation.
+//!
+//! A batch goes through passes, so that the latencies of memory overlap instead of adding up:
+//!
+//! 1. parse every frame, hash its flow, prefetch the bucket of the index;
+//! 2. prefetch the entries that the buckets point to;
+//! 3. look up, decide and rewrite: `flow` for connections known, `begin` for new ones, `related` for ICMP
+//!    errors about them, `pieces` for fragments.
+//!
+//! Each frame ends as one verdict, carried out and counted in one place: `Round::settle`.
+
+use std::sync::Arc;
+
+use super::counters::{FrameCounts, WorkerShared};
+use super::driver::{BATCH_MAX, Driver, Received};
+use super::pieces;
+use super::round::Round;
+use crate::conn::{ConnectionTable, Hash, Tick, TimeoutTable, WorkerId};
+use crate::forward::Identifications;
+use crate::forward::fragment::Reassembly;
+use crate::packet::parse::{Packet, parse};
+use crate::packet::{DropReason, Frame};
+use crate::table::{Hops, Table};
+
+/// The state of one worker between batches.
+pub struct Pipeline {
+    connections: Arc<ConnectionTable>,
+    hops: Arc<Hops>,
+    worker: WorkerId,
+    counts: FrameCounts,
+    published: FrameCounts,
+    parsed: Vec<(Result<Packet, DropReason>, Hash)>,
+    fragments: Reassembly,
+    /// Of the table's `--set`; made anew when a new table comes.
+    timeouts: TimeoutTable,
+    generation: u64,
+    ids: Identifications,
+}
+
+impl Pipeline {
+    /// A pipeline for one worker over the shared connections and client hops.
+    pub fn new(connections: Arc<ConnectionTable>, hops: Arc<Hops>, worker: WorkerId) -> Pipeline {
+        Pipeline {
+            connections,
+            hops,
+            worker,
+            counts: FrameCounts::default(),
+            published: FrameCounts::default(),
+            parsed: Vec::with_capacity(BATCH_MAX),
+            fragments: Reassembly::new(),
+            timeouts: TimeoutTable::default(),
+            generation: 0,
+            ids: Identifications::new(0),
+        }
+    }
+
+    /// Decides about every frame of `batch` and gives it to the driver; `batch` is empty afterwards. `now_ns` is the time
+    /// since boot.
+    pub fn process<D: Driver>(
+        &mut self,
+        driver: &mut D,
+        batch: &mut Vec<Received<D::Frame>>,
+        table: &Table,
+        now_ns: u64,
+    ) {
+        self.follow(table);
+        self.counts.received += batch.len() as u64;
+        self.look(batch);
+        let mut round = Round {
+            connections: &self.connections,
+            hops: &self.hops,
+            table,
+            timeouts: &self.timeouts,
+            now: Tick::from_boot_ns(now_ns),
+            now_ns,
+            worker: self.worker,
+            counts: &mut self.counts,
+            ids: &mut self.ids,
+            driver,
+        };
+        for (received, (packet, hash)) in batch.drain(..).zip(&self.parsed) {
+            round.one(received, packet, *hash, &mut self.fragments);
+        }
+        self.fragments.expire(now_ns);
+        pieces::count_fragments(&mut self.counts, &mut self.fragments);
+        self.connections.quiescent(self.worker);
+    }
+
+    /// Passes 1 and 2.
+    #[inline]
+    fn look<F: Frame>(&mut self, batch: &[Received<F>]) {
+        self.parsed.clear();
+        for received in batch {
+            let packet = parse(received.frame.bytes(), received.frame.offload());
+            let hash = match &packet {
+                Ok(Packet::Flow(parsed)) => {
+                    let hash = self.connections.hash(&parsed.flow);
+                    self.connections.prefetch_bucket(hash);
+                    hash
+                }
+                _ => Hash::default(),
+            };
+            self.parsed.push((packet, hash));
+        }
+        for (packet, hash) in &self.parsed {
+            if let Ok(Packet::Flow(_)) = packet {
+                self.connections.prefetch_entry(*hash);
+            }
+        }
+    }
+
+    fn follow(&mut self, table: &Table) {
+        if self.generation != table.generation {
+            self.generation = table.generation;
+            self.timeouts = TimeoutTable::new(&table.timeouts);
+        }
+    }
+
+    /// Nothing came for a while: lets go of fragments whose datagram will not become whole.
+    pub fn idle(&mut self, now_ns: u64) {
+        self.fragments.expire(now_ns);
+        pieces::count_fragments(&mut self.counts, &mut self.fragments);
+    }
+
+    /// Before the worker sleeps: it holds nothing that it looked up.
+    pub fn offline(&self) {
+        self.connections.offline(self.worker);
+    }
+
+    /// The worker is awake again; also before its first batch.
+    pub fn online(&self) {
+        self.connections.online(self.worker);
+    }
+
+    /// Shows the numbers to the control thread.
+    pub fn publish(&mut self, shared: &WorkerShared) {
+        shared.publish(&mut self.published, &self.counts);
+    }
+
+    /// The numbers as they are now.
+    pub fn counts(&self) -> &FrameCounts {
+        &self.counts
+    }
+}

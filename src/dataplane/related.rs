@@ -1,0 +1,121 @@
+//! ICMP errors about connections: to the destination, or back to the client, in the terms of the reader.
+
+use super::driver::Driver;
+use super::flow::{endpoint_of_destination, endpoint_of_service};
+use super::round::{Round, Teller, Verdict};
+use crate::conn::{Direction, EntryRef};
+use crate::forward::related;
+use crate::forward::tunnel;
+use crate::packet::quote::{Quote, quote};
+use crate::packet::{DropReason, Frame, Parsed};
+use crate::service::Method;
+use crate::table::{Destination, DestinationId, InterfaceId, Reach};
+
+impl<'a, D: Driver> Round<'a, D> {
+    /// An ICMP error. What it quotes, turned round, is a packet of the connection it is about.
+    #[cold]
+    pub(super) fn related<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
+        let quote = match quote(frame.bytes(), parsed) {
+            Ok(quote) => quote,
+            // About a packet that no service can be about: perhaps the director's own ping.
+            Err(DropReason::IcmpUnrelated) => return Verdict::HandBack,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let connections = self.connections;
+        if quote.outer.is_some() {
+            let flow = quote.flow;
+            return match connections.lookup(connections.hash(&flow), &flow) {
+                Some(hit) if hit.entry.method() == Method::Tunnel => {
+                    self.about_tunnel(frame, parsed, &quote, hit.entry)
+                }
+                _ => Verdict::HandBack,
+            };
+        }
+        let flow = quote.flow.reversed();
+        match connections.lookup(connections.hash(&flow), &flow) {
+            Some(hit) if hit.direction == Direction::Forward => {
+                self.error_to_destination(frame, interface, parsed, &quote, hit.entry)
+            }
+            Some(hit) => self.error_to_client(frame, interface, parsed, &quote, hit.entry),
+            None if self.table.local.contains(&parsed.flow.destination()) => Verdict::HandBack,
+            None => Verdict::Drop(DropReason::IcmpUnrelated),
+        }
+    }
+
+    fn error_to_destination<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        quote: &Quote,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        let table = self.table;
+        let Some(destination) = table
+            .destination(DestinationId(entry.destination_id()))
+            .filter(|d| d.present)
+        else {
+            return Verdict::Drop(DropReason::DestinationGone);
+        };
+        destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
+        let (method, endpoint) = (entry.method(), endpoint_of_destination(&entry));
+        let Reach::Hop { hop, .. } = &destination.reach else {
+            return self.send(frame, interface, parsed, method, destination, || endpoint);
+        };
+        if method != Method::Masq {
+            return self.send(frame, interface, parsed, method, destination, || endpoint);
+        }
+        let outcome = related::masq_in(frame, parsed, quote, endpoint, hop);
+        self.conclude(
+            frame,
+            parsed,
+            interface,
+            hop.interface,
+            outcome,
+            Teller::Service(Some(destination)),
+        )
+    }
+
+    fn error_to_client<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        quote: &Quote,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        let Some(hop) = self.client_hop(&entry) else {
+            return Verdict::Drop(DropReason::NoNeighbour);
+        };
+        if let Some(destination) = self.destination_of_entry(&entry) {
+            destination.counters[self.worker.0 as usize].count_out(parsed.ip_len() as u64);
+        }
+        let outcome = related::masq_out(frame, parsed, quote, endpoint_of_service(&entry), &hop);
+        self.conclude(frame, parsed, interface, hop.interface, outcome, Teller::Director)
+    }
+
+    /// A router on the way to a tunnel's destination says something about our outer packet: the client is told.
+    fn about_tunnel<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        parsed: &Parsed,
+        quote: &Quote,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        let (Some(hop), Some(destination)) = (self.client_hop(&entry), self.destination_of_entry(&entry)) else {
+            return Verdict::Drop(DropReason::IcmpUnrelated);
+        };
+        let overhead = tunnel::overhead(destination.key.address, destination.tunnel);
+        if !related::from_tunnel(frame, parsed, quote, overhead, &hop, self.ids) {
+            return Verdict::Drop(DropReason::IcmpUnrelated);
+        }
+        let len = frame.bytes().len() - crate::packet::ETHERNET_HEADER_LEN;
+        destination.counters[self.worker.0 as usize].count_out(len as u64);
+        Verdict::Transmit(hop.interface)
+    }
+
+    fn destination_of_entry(&self, entry: &EntryRef<'_>) -> Option<&'a Destination> {
+        let table = self.table;
+        table.destination(DestinationId(entry.destination_id())).map(|d| &**d)
+    }
+}

@@ -1,0 +1,174 @@
+//! One batch under way: what all decisions need at hand, and the one place where a frame's fate is carried out and counted.
+
+use std::net::IpAddr;
+
+use super::counters::FrameCounts;
+use super::driver::{Driver, Received};
+use super::pieces::Exit;
+use crate::conn::{ConnectionTable, Hash, Tick, TimeoutTable, WorkerId};
+use crate::forward::fragment::Reassembly;
+use crate::forward::{Cut, Identifications, Outcome, icmp};
+use crate::packet::parse::Packet;
+use crate::packet::{DropReason, Frame, Parsed};
+use crate::table::{Destination, Hops, InterfaceId, Table};
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Verdict {
+    /// Leaves at this interface.
+    Transmit(InterfaceId),
+    /// Leaves there in pieces.
+    TransmitCut(InterfaceId, Cut),
+    /// Belongs to the local stack.
+    HandBack,
+    /// Goes no further.
+    Drop(DropReason),
+    /// Its segments have gone their ways already, and are counted.
+    Segmented,
+}
+
+/// A batch under way.
+pub(super) struct Round<'a, D: Driver> {
+    pub connections: &'a ConnectionTable,
+    pub hops: &'a Hops,
+    pub table: &'a Table,
+    pub timeouts: &'a TimeoutTable,
+    pub now: Tick,
+    pub now_ns: u64,
+    /// Which of the counters of a destination are ours.
+    pub worker: WorkerId,
+    pub counts: &'a mut FrameCounts,
+    pub ids: &'a mut Identifications,
+    pub driver: &'a mut D,
+}
+
+impl<D: Driver> Round<'_, D> {
+    /// Decides about a frame and carries it out.
+    #[inline]
+    pub fn one(
+        &mut self,
+        received: Received<D::Frame>,
+        packet: &Result<Packet, DropReason>,
+        hash: Hash,
+        fragments: &mut Reassembly,
+    ) {
+        let Received { mut frame, interface } = received;
+        let verdict = match packet {
+            Ok(Packet::Flow(parsed)) => self.flow(&mut frame, interface, parsed, hash),
+            Ok(Packet::Fragment(fragment)) => return self.fragment(frame, interface, fragment, fragments),
+            Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
+            Ok(Packet::Other) => Verdict::HandBack,
+            Err(reason) => Verdict::Drop(*reason),
+        };
+        self.settle(frame, verdict);
+    }
+
+    /// Carries a verdict out and counts it.
+    #[inline]
+    pub(super) fn settle(&mut self, frame: D::Frame, verdict: Verdict) {
+        match verdict {
+            Verdict::Transmit(interface) => {
+                let sent = self.driver.transmit(interface, frame);
+                self.counts.transmit(sent);
+            }
+            Verdict::HandBack => {
+                let taken = self.driver.hand_back(frame);
+                self.counts.hand_back(taken);
+            }
+            Verdict::Drop(reason) => {
+                self.driver.free(frame);
+                self.counts.drop(reason);
+            }
+            Verdict::TransmitCut(interface, cut) => {
+                self.send_pieces(&frame, cut, Exit::Interface(interface), 1);
+                self.driver.free(frame);
+            }
+            Verdict::Segmented => self.driver.free(frame),
+        }
+    }
+
+    /// What a forwarding method said, as a verdict; the sender is told where that is due. `source` is who tells it.
+    #[inline]
+    pub fn conclude<F: Frame>(
+        &mut self,
+        frame: &F,
+        parsed: &Parsed,
+        interface: InterfaceId,
+        leaves_at: InterfaceId,
+        outcome: Outcome,
+        teller: Teller<'_>,
+    ) -> Verdict {
+        match outcome {
+            Outcome::Ready => Verdict::Transmit(leaves_at),
+            Outcome::Fragment(cut) => Verdict::TransmitCut(leaves_at, cut),
+            Outcome::TtlExpired => {
+                self.tell(icmp::Error::TimeExceeded, frame, parsed, interface, teller);
+                Verdict::Drop(DropReason::TtlExpired)
+            }
+            Outcome::TooBig { mtu } => {
+                self.tell(icmp::Error::TooBig { mtu }, frame, parsed, interface, teller);
+                Verdict::Drop(DropReason::TooBig)
+            }
+            Outcome::NoHeadroom => Verdict::Drop(DropReason::NoHeadroom),
+            // Only Tunnel says this, and it asks before: see `flow`.
+            Outcome::Segment => Verdict::Drop(DropReason::NoHeadroom),
+        }
+    }
+
+    /// Sends the sender of a frame an ICMP error. What uvs says about a connection counts as its outgoing traffic
+    /// (FACTS: counters).
+    #[cold]
+    pub fn tell<F: Frame>(
+        &mut self,
+        error: icmp::Error,
+        about: &F,
+        parsed: &Parsed,
+        interface: InterfaceId,
+        teller: Teller<'_>,
+    ) {
+        let Some(source) = self.source_of(&teller, parsed, interface) else {
+            return;
+        };
+        let Some(mut reply) = self.driver.allocate() else {
+            return;
+        };
+        if !icmp::error(error, about, parsed, source, &mut reply, self.ids) {
+            self.driver.free(reply);
+            return;
+        }
+        if let Teller::Service(Some(destination)) = teller {
+            let len = reply.bytes().len() - crate::packet::ETHERNET_HEADER_LEN;
+            destination.counters[self.worker.0 as usize].count_out(len as u64);
+        }
+        self.counts.generated += 1;
+        let sent = self.driver.transmit(interface, reply);
+        self.counts.transmit(sent);
+    }
+
+    /// The address that an error comes from.
+    fn source_of(&self, teller: &Teller<'_>, parsed: &Parsed, interface: InterfaceId) -> Option<IpAddr> {
+        match teller {
+            Teller::Service(_) => Some(parsed.flow.destination()),
+            Teller::Director => {
+                let addresses = &self.table.interfaces.get(interface.0 as usize)?.addresses;
+                let ours = parsed.flow.destination();
+                let wanted = |a: &&IpAddr| a.is_ipv4() == ours.is_ipv4() && !self.table.is_virtual(**a);
+                addresses
+                    .iter()
+                    .find(wanted)
+                    .or_else(|| addresses.iter().find(|a| a.is_ipv4() == ours.is_ipv4()))
+                    .copied()
+            }
+        }
+    }
+}
+
+/// Who sends an ICMP error.
+#[derive(Clone, Copy)]
+pub(super) enum Teller<'a> {
+    /// The virtual service: the packet's own destination address. With the connection's destination, if it has one.
+    Service(Option<&'a Destination>),
+    /// The director, by an address of the interface: towards NAT destinations.
+    Director,
+}
