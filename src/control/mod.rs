@@ -9,6 +9,7 @@ pub mod config;
 pub mod difference;
 pub mod protocol;
 pub mod registry;
+pub mod server;
 pub mod state;
 pub mod statistics;
 pub mod store;

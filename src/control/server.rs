@@ -1,0 +1,542 @@
+//! The daemon's side of the control socket: takes requests, hands them to the control thread, sends its answers.
+//!
+//! One thread accepts, one thread a client reads a line, waits for the answer and writes it. Only root and the
+//! daemon's own user are heard: the file mode keeps others out, and SO_PEERCRED is asked all the same.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::protocol::{REQUEST_LEN_MAX, Reply, Request};
+use crate::io::poll::{PollSet, Waker, Woken};
+use crate::io::unix;
+
+/// Clients at a time.
+pub const CLIENTS_MAX: usize = 64;
+/// A request must be complete this long after its first byte.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
+/// A client that asks nothing for so long is closed.
+pub const IDLE_MAX: Duration = Duration::from_secs(60);
+/// A client must take each part of its answer within this time.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How often a waiting client thread looks whether the daemon is stopping.
+const LOOK_UP: Duration = Duration::from_millis(500);
+
+/// Makes the reply on the client's own thread, so that a long listing does not hold up the control thread.
+type Answer = Box<dyn FnOnce() -> Reply + Send>;
+
+/// A request, and where its answer goes.
+pub struct Asked {
+    /// What was asked.
+    pub request: Request,
+    answer: Sender<Answer>,
+}
+
+impl Asked {
+    /// A request by the program itself, with the channel its answer comes from.
+    pub fn new(request: Request) -> (Asked, Receiver<Answer>) {
+        let (answer, receiver) = crossbeam_channel::bounded(1);
+        (Asked { request, answer }, receiver)
+    }
+
+    /// Takes request and channel apart.
+    pub fn into_parts(self) -> (Request, Answering) {
+        (self.request, Answering(self.answer))
+    }
+}
+
+/// Where an answer goes.
+pub struct Answering(Sender<Answer>);
+
+impl Answering {
+    /// Answers.
+    pub fn reply(self, reply: Reply) {
+        self.reply_with(move || reply);
+    }
+
+    /// Answers by what `make` makes, on the client's thread.
+    pub fn reply_with(self, make: impl FnOnce() -> Reply + Send + 'static) {
+        // The client is gone: there is nobody to tell.
+        let _ = self.0.send(Box::new(make));
+    }
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another daemon answers there.
+    #[error("another uvs (process {pid}) listens at {}: stop it, use --takeover, or choose another --socket", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+        /// Of the other.
+        pid: i32,
+    },
+    /// There is something that is no socket.
+    #[error("{} is there and is no socket", path.display())]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Of the system.
+    #[error("control socket {}: {action}: {source}", path.display())]
+    System {
+        /// The path.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// The listening socket. Dropping it closes it and removes its file.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    /// Device and inode of our file: another daemon's file at the same path is left alone.
+    identity: (u64, u64),
+    stopping: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens at `path`, in the place of a socket that nobody listens at any more; requests go to `requests`.
+    pub fn start(path: &Path, requests: Sender<Asked>) -> Result<Server, ServerError> {
+        let system = |action| {
+            move |source| ServerError::System {
+                path: path.to_owned(),
+                action,
+                source,
+            }
+        };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(system("cannot create its folder"))?;
+        }
+        nobody_there(path)?;
+        // Made beside it and renamed, so that it is never there with a wider mode, nor missing.
+        let mut name = path.as_os_str().to_owned();
+        name.push(".new");
+        let new = PathBuf::from(name);
+        // A remainder of a start that was cut off; when it is not there, all is well.
+        let _ = fs::remove_file(&new);
+        let listener = UnixListener::bind(&new).map_err(system("cannot listen"))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(system("cannot set its mode"))?;
+        let metadata = fs::metadata(&new).map_err(system("cannot look at it"))?;
+        fs::rename(&new, path).map_err(system("cannot rename"))?;
+        listener.set_nonblocking(true).map_err(system("cannot listen"))?;
+
+        let waker = Waker::new().map_err(system("cannot make a waker"))?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let accepting = Accepting {
+            polls: PollSet::new(waker.clone(), &[listener.as_raw_fd()]),
+            listener,
+            requests,
+            stopping: stopping.clone(),
+            clients: Arc::new(AtomicUsize::new(0)),
+        };
+        let thread = thread::Builder::new()
+            .name("uvs-socket".to_owned())
+            .spawn(move || accepting.run())
+            .map_err(system("cannot start its thread"))?;
+        Ok(Server {
+            path: path.to_owned(),
+            identity: (metadata.dev(), metadata.ino()),
+            stopping,
+            waker,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.waker.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the control socket's thread panicked");
+        }
+        let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            log::warn!("control socket {}: cannot remove it: {error}", self.path.display());
+        }
+    }
+}
+
+/// Refuses when a daemon answers at `path`, or when what is there is no socket.
+fn nobody_there(path: &Path) -> Result<(), ServerError> {
+    let path = || path.to_owned();
+    match UnixStream::connect(path()) {
+        Ok(stream) => {
+            let pid = unix::peer_credentials(&stream).map(|found| found.pid);
+            Err(ServerError::InUse {
+                path: path(),
+                pid: pid.unwrap_or(0),
+            })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            use std::os::unix::fs::FileTypeExt;
+            let socket = fs::symlink_metadata(path()).is_ok_and(|m| m.file_type().is_socket());
+            if socket {
+                Ok(())
+            } else {
+                Err(ServerError::NotASocket { path: path() })
+            }
+        }
+        Err(source) => Err(ServerError::System {
+            path: path(),
+            action: "cannot see whether somebody listens",
+            source,
+        }),
+    }
+}
+
+/// What the accepting thread owns.
+struct Accepting {
+    listener: UnixListener,
+    polls: PollSet,
+    requests: Sender<Asked>,
+    stopping: Arc<AtomicBool>,
+    clients: Arc<AtomicUsize>,
+}
+
+impl Accepting {
+    fn run(mut self) {
+        while !self.stopping.load(Ordering::Relaxed) {
+            if self.polls.wait(Duration::from_secs(3600)) != Woken::Ready {
+                continue;
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => self.admit(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // Out of descriptors, mostly: others must close theirs first.
+                    log::error!("control socket: accept: {error}");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: UnixStream) {
+        let refusal = match unix::peer_credentials(&stream) {
+            Ok(peer) if !may_ask(peer.uid, unix::effective_uid()) => Some("permission denied: root only".to_owned()),
+            Ok(_) if self.clients.load(Ordering::Relaxed) >= CLIENTS_MAX => {
+                Some(format!("{CLIENTS_MAX} clients are connected already"))
+            }
+            Ok(_) => None,
+            Err(error) => Some(format!("cannot see who asks: {error}")),
+        };
+        let mut client = Client {
+            stream,
+            requests: self.requests.clone(),
+            stopping: self.stopping.clone(),
+            pending: Vec::new(),
+        };
+        if let Some(message) = refusal {
+            log::warn!("control socket: refused: {message}");
+            // It is being sent away: whether it hears why is its affair.
+            let _ = client.write(&Reply::Error { message });
+            return;
+        }
+        let clients = self.clients.clone();
+        clients.fetch_add(1, Ordering::Relaxed);
+        let served = thread::Builder::new().name("uvs-client".to_owned()).spawn({
+            let clients = clients.clone();
+            move || {
+                client.serve();
+                clients.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
+        if let Err(error) = served {
+            clients.fetch_sub(1, Ordering::Relaxed);
+            log::error!("control socket: cannot start a thread: {error}");
+        }
+    }
+}
+
+/// Root and the daemon's own user.
+fn may_ask(peer: u32, own: u32) -> bool {
+    peer == 0 || peer == own
+}
+
+/// One client.
+struct Client {
+    stream: UnixStream,
+    requests: Sender<Asked>,
+    stopping: Arc<AtomicBool>,
+    /// Read, and not yet a whole line.
+    pending: Vec<u8>,
+}
+
+/// How a client's turn ended.
+enum Line {
+    Request(Vec<u8>),
+    /// It left, or idled, or the daemon stops.
+    End,
+    /// It is told why before it is closed.
+    Refused(String),
+}
+
+impl Client {
+    fn serve(&mut self) {
+        loop {
+            let reply = match self.line() {
+                Ok(Line::Request(line)) => self.ask(&line),
+                Ok(Line::Refused(message)) => {
+                    // Closed in any case.
+                    let _ = self.write(&Reply::Error { message });
+                    return;
+                }
+                Ok(Line::End) => return,
+                Err(error) => {
+                    log::info!("control socket: reading a request: {error}");
+                    return;
+                }
+            };
+            if let Err(error) = self.write(&reply) {
+                log::info!("control socket: writing a reply: {error}");
+                return;
+            }
+        }
+    }
+
+    fn ask(&self, line: &[u8]) -> Reply {
+        let error = |message: String| Reply::Error { message };
+        let request: Request = match serde_json::from_slice(line) {
+            Ok(request) => request,
+            Err(reason) => return error(format!("not a request: {reason}")),
+        };
+        let (asked, answer) = Asked::new(request);
+        let answer = self.requests.send(asked).ok().and_then(|()| answer.recv().ok());
+        match answer {
+            Some(make) => make(),
+            None => error("uvs is stopping".to_owned()),
+        }
+    }
+
+    /// Reads up to the next end of line.
+    fn line(&mut self) -> io::Result<Line> {
+        self.stream.set_read_timeout(Some(LOOK_UP))?;
+        let mut started = Instant::now();
+        let mut searched = 0;
+        let mut chunk = vec![0; 64 << 10];
+        loop {
+            if let Some(end) = self.pending[searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.pending.split_off(searched + end + 1);
+                let mut line = std::mem::replace(&mut self.pending, rest);
+                line.pop();
+                return Ok(Line::Request(line));
+            }
+            searched = self.pending.len();
+            if searched > REQUEST_LEN_MAX {
+                return Ok(Line::Refused(format!("a request has at most {REQUEST_LEN_MAX} bytes")));
+            }
+            let limit = if self.pending.is_empty() {
+                IDLE_MAX
+            } else {
+                REQUEST_TIME_MAX
+            };
+            if started.elapsed() >= limit {
+                let seconds = limit.as_secs();
+                return Ok(if self.pending.is_empty() {
+                    Line::End
+                } else {
+                    Line::Refused(format!("a request must be complete within {seconds} s"))
+                });
+            }
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Ok(Line::End),
+                Ok(n) => {
+                    if self.pending.is_empty() {
+                        started = Instant::now();
+                    }
+                    self.pending.extend_from_slice(&chunk[..n]);
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    if self.stopping.load(Ordering::Relaxed) {
+                        return Ok(Line::End);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn write(&mut self, reply: &Reply) -> io::Result<()> {
+        let mut line = serde_json::to_vec(reply)?;
+        line.push(b'\n');
+        self.stream.set_write_timeout(Some(WRITE_TIME_MAX))?;
+        self.stream.write_all(&line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    /// A server whose control thread answers every request by the process id 7.
+    struct Fixture {
+        _folder: tempfile::TempDir,
+        path: PathBuf,
+        server: Option<Server>,
+        requests: Receiver<Asked>,
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("run/uvs.sock");
+            let (sender, requests) = crossbeam_channel::unbounded();
+            let server = Server::start(&path, sender).unwrap_or_else(|error| panic!("{error}"));
+            Fixture {
+                _folder: folder,
+                path,
+                server: Some(server),
+                requests,
+            }
+        }
+
+        fn answer_all(&self) {
+            let requests = self.requests.clone();
+            thread::spawn(move || {
+                for asked in requests {
+                    let (_, answering) = asked.into_parts();
+                    answering.reply(Reply::Ok {
+                        version: "v".to_owned(),
+                        pid: 7,
+                    });
+                }
+            });
+        }
+
+        fn connect(&self) -> BufReader<UnixStream> {
+            let stream = UnixStream::connect(&self.path).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            BufReader::new(stream)
+        }
+    }
+
+    fn send(client: &mut BufReader<UnixStream>, bytes: &[u8]) {
+        client.get_mut().write_all(bytes).unwrap();
+    }
+
+    fn receive(client: &mut BufReader<UnixStream>) -> Reply {
+        let mut line = String::new();
+        client.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    fn is_ok(reply: &Reply) -> bool {
+        matches!(reply, Reply::Ok { pid: 7, .. })
+    }
+
+    #[test]
+    fn several_clients_several_requests_and_the_mode() {
+        let fixture = Fixture::new();
+        fixture.answer_all();
+        let mode = fs::metadata(&fixture.path).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let (mut first, mut second) = (fixture.connect(), fixture.connect());
+        // Two in one piece, and one in two.
+        send(&mut first, b"{\"request\":\"ping\"}\n{\"request\":\"ping\"}\n");
+        send(&mut second, b"{\"request\":");
+        assert!(is_ok(&receive(&mut first)) && is_ok(&receive(&mut first)));
+        send(&mut second, b"\"ping\"}\n");
+        assert!(is_ok(&receive(&mut second)));
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_the_client_may_go_on() {
+        let fixture = Fixture::new();
+        fixture.answer_all();
+        let mut client = fixture.connect();
+        for bad in [&b"hello\n"[..], b"\n", b"{\"request\":\"fly\"}\n", b"\xff\xfe\n"] {
+            send(&mut client, bad);
+            let Reply::Error { message } = receive(&mut client) else {
+                panic!("{bad:?} was taken")
+            };
+            assert!(message.starts_with("not a request: "), "{message}");
+        }
+        send(&mut client, b"{\"request\":\"ping\"}\n");
+        assert!(is_ok(&receive(&mut client)));
+    }
+
+    #[test]
+    fn too_many_clients_are_told_so() {
+        let fixture = Fixture::new();
+        fixture.answer_all();
+        let mut clients: Vec<_> = (0..CLIENTS_MAX).map(|_| fixture.connect()).collect();
+        for client in &mut clients {
+            send(client, b"{\"request\":\"ping\"}\n");
+            assert!(is_ok(&receive(client)));
+        }
+        let Reply::Error { message } = receive(&mut fixture.connect()) else {
+            panic!("one too many")
+        };
+        assert!(message.contains("64 clients"), "{message}");
+        // One leaves, and soon there is room.
+        drop(clients.pop());
+        let start = Instant::now();
+        loop {
+            let mut client = fixture.connect();
+            send(&mut client, b"{\"request\":\"ping\"}\n");
+            if is_ok(&receive(&mut client)) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10));
+        }
+    }
+
+    #[test]
+    fn one_daemon_a_path_and_stale_files_are_replaced() {
+        let mut fixture = Fixture::new();
+        let (sender, _requests) = crossbeam_channel::unbounded();
+        let error = Server::start(&fixture.path, sender.clone()).unwrap_err().to_string();
+        assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+        drop(fixture.server.take());
+        assert!(!fixture.path.exists());
+        // What a killed daemon leaves.
+        drop(UnixListener::bind(&fixture.path).unwrap());
+        assert!(fixture.path.exists());
+        drop(Server::start(&fixture.path, sender.clone()).unwrap());
+        fs::write(&fixture.path, "text").unwrap();
+        let error = Server::start(&fixture.path, sender).unwrap_err();
+        assert!(matches!(error, ServerError::NotASocket { .. }), "{error}");
+        assert_eq!(fs::read_to_string(&fixture.path).unwrap(), "text");
+    }
+
+    #[test]
+    fn a_daemon_that_stops_without_answering_says_so() {
+        let fixture = Fixture::new();
+        let mut client = fixture.connect();
+        send(&mut client, b"{\"request\":\"ping\"}\n");
+        drop(fixture.requests.recv().unwrap());
+        let Reply::Error { message } = receive(&mut client) else {
+            panic!()
+        };
+        assert_eq!(message, "uvs is stopping");
+    }
+
+    #[test]
+    fn root_and_our_own_user_only() {
+        assert!(may_ask(0, 0) && may_ask(0, 1000) && may_ask(1000, 1000));
+        assert!(!may_ask(1000, 0) && !may_ask(1001, 1000));
+    }
+}
