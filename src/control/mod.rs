@@ -6,9 +6,13 @@
 
 pub mod client;
 pub mod config;
+pub mod daemon;
 pub mod difference;
+pub mod outside;
 pub mod protocol;
 pub mod registry;
+pub mod report;
+pub mod saver;
 pub mod server;
 pub mod state;
 pub mod statistics;

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use super::protocol::{DestinationListing, ServiceListing};
 use super::state::{Effect, ServiceEntry, State};
 use super::statistics::{Account, Totals};
+use crate::io::filter::Rule;
 use crate::packet::Family;
 use crate::scheduler::{Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
@@ -57,6 +58,8 @@ struct Slot {
     collected: Totals,
     /// When it was first seen as trash without connections.
     idle_since_ms: Option<u64>,
+    /// Connections may still have the method that it had before: their replies are to be translated.
+    was_nat: bool,
 }
 
 struct LiveService {
@@ -82,8 +85,8 @@ impl Registry {
         }
     }
 
-    /// Follows the change from one state to the next.
-    pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) {
+    /// Follows the change from one state to the next. `true`: what the filter must look for may have changed.
+    pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) -> bool {
         let mut nat_changed = false;
         for old in before.services() {
             let key = &old.service.key;
@@ -112,6 +115,47 @@ impl Registry {
         if nat_changed {
             self.nat_sources = Arc::new(nat_sources(after));
         }
+        nat_changed
+    }
+
+    /// What the filter must look for, `local` being the director's own addresses. Removed services and destinations
+    /// count as long as connections to them live and there is any service at all: as in the kernel, which drops
+    /// such clients' packets silently, and gives all back to the local stack when the last service is gone.
+    pub fn filter_rules(&self, local: &HashSet<IpAddr>) -> HashSet<Rule> {
+        let mut rules: HashSet<Rule> = local.iter().map(|address| Rule::Local(*address)).collect();
+        if self.services.is_empty() {
+            return rules;
+        }
+        rules.extend(self.services.keys().filter_map(service_rule));
+        for (slot, live) in self.slots.iter().zip(&self.live) {
+            let (Some(slot), Some(live)) = (slot, live) else {
+                continue;
+            };
+            let used = live.present || connections(&live.load) > 0;
+            if !live.present && used {
+                rules.extend(service_rule(&slot.service));
+            }
+            if used && (live.method == Method::Masq || slot.was_nat) {
+                rules.extend(nat_rules(&slot.service, &live.key));
+            }
+            if used && live.method == Method::Tunnel {
+                rules.insert(Rule::TunnelDestination(live.key.address));
+            }
+        }
+        rules
+    }
+
+    /// Some destination's neighbour is being resolved.
+    pub fn is_resolving(&self) -> bool {
+        self.live
+            .iter()
+            .flatten()
+            .any(|live| live.present && live.reach == Reach::Resolving)
+    }
+
+    /// Generation of the last table.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The next table.
@@ -193,9 +237,20 @@ impl Registry {
         }
     }
 
-    /// Forgets removed destinations that nobody came back to. `true` when some slot became free: tell the workers.
+    /// Forgets removed destinations that nobody came back to, about once a second. `true` when the filter's rules
+    /// or the slots changed: tell filter and workers.
     pub fn sweep_trash(&mut self, now_ms: u64) -> bool {
         let mut gone = Vec::new();
+        let mut idle = false;
+        for (slot, live) in self.slots.iter_mut().zip(&self.live) {
+            if let (Some(slot), Some(live)) = (slot, live)
+                && slot.was_nat
+                && connections(&live.load) == 0
+            {
+                slot.was_nat = false;
+                idle = true;
+            }
+        }
         for id in &self.trash {
             let index = id.0 as usize;
             let (Some(slot), Some(live)) = (&mut self.slots[index], &self.live[index]) else {
@@ -203,7 +258,10 @@ impl Registry {
             };
             if connections(&live.load) > 0 {
                 slot.idle_since_ms = None;
-            } else if now_ms.saturating_sub(*slot.idle_since_ms.get_or_insert(now_ms)) >= TRASH_MS {
+                continue;
+            }
+            idle |= slot.idle_since_ms.is_none();
+            if now_ms.saturating_sub(*slot.idle_since_ms.get_or_insert(now_ms)) >= TRASH_MS {
                 gone.push((*id, slot.service, live.key));
             }
         }
@@ -214,7 +272,7 @@ impl Registry {
             self.live[id.0 as usize] = None;
             self.free.push(*id);
         }
-        !gone.is_empty()
+        idle || !gone.is_empty()
     }
 
     /// The listing of one service or of all, in the order they were added. Collects first.
@@ -403,6 +461,9 @@ impl Registry {
             }
             let live = Arc::make_mut(live);
             live.present = true;
+            if let Some(slot) = &mut self.slots[id.0 as usize] {
+                slot.was_nat |= live.method == Method::Masq && wanted.method != Method::Masq;
+            }
             live.method = wanted.method;
             live.tunnel = wanted.tunnel;
             live.weight = wanted.weight;
@@ -426,6 +487,7 @@ impl Registry {
             account: Account::default(),
             collected: Totals::default(),
             idle_since_ms: None,
+            was_nat: false,
         };
         let live = Arc::new(table::Destination {
             key: wanted.key,
@@ -473,6 +535,36 @@ fn connections(load: &Load) -> u64 {
         .iter()
         .map(|count| count.load(Ordering::Relaxed) as u64)
         .sum()
+}
+
+fn service_rule(key: &ServiceKey) -> Option<Rule> {
+    match *key {
+        ServiceKey::Address {
+            protocol,
+            address,
+            port,
+        } => Some(Rule::Service {
+            protocol,
+            address,
+            port,
+        }),
+        ServiceKey::FwMark { .. } => None,
+    }
+}
+
+/// A mark's destination may be of any protocol.
+fn nat_rules(service: &ServiceKey, destination: &DestinationKey) -> Vec<Rule> {
+    use TransportProtocol::{Sctp, Tcp, Udp};
+    let (protocols, port) = match *service {
+        ServiceKey::Address { protocol, .. } => (vec![protocol], destination.port),
+        ServiceKey::FwMark { .. } => (vec![Tcp, Udp, Sctp], 0),
+    };
+    let rule = |protocol| Rule::NatDestination {
+        protocol,
+        address: destination.address,
+        port,
+    };
+    protocols.into_iter().map(rule).collect()
 }
 
 fn endpoints(entry: &ServiceEntry) -> impl Iterator<Item = (DestinationKey, Method)> {

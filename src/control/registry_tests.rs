@@ -163,7 +163,7 @@ fn a_removed_destination_keeps_its_slot_and_comes_back_with_its_counts() {
     let table = world.table();
     assert!(!table.destination(id).unwrap().present);
     assert_eq!(table.service(&client_flow()).unwrap().ids, [world.id(2)]);
-    // Its connection lives: the slot stays however long it takes.
+    // Its connection lives: the slot stays however long it takes, and replies are still for us.
     assert!(!world.registry.sweep_trash(1_000));
     assert!(!world.registry.sweep_trash(1_000_000));
     assert_eq!(world.packets(), (1, vec![0]));
@@ -180,13 +180,14 @@ fn trash_without_connections_goes_after_two_minutes_and_its_slot_is_used_again()
     let mut world = World::new(&[add_service(WEB), add(1)]);
     let id = world.id(1);
     world.run(&[delete(1)]);
-    assert!(!world.registry.sweep_trash(5_000));
+    assert!(world.registry.sweep_trash(5_000), "seen idle for the first time");
     assert!(!world.registry.sweep_trash(5_000 + TRASH_MS - 1));
     assert!(world.registry.sweep_trash(5_000 + TRASH_MS));
     assert!(world.table().destination(id).is_none());
     world.run(&[add(9)]);
     assert_eq!(world.id(9), id);
     assert!(!world.registry.sweep_trash(u64::MAX));
+    assert!(world.table().destination(id).unwrap().present);
 }
 
 #[test]
@@ -272,6 +273,62 @@ fn recovered_entries_find_their_destination_or_get_a_trash_slot() {
     assert_eq!(world.id(9), gone);
     let listing = world.registry.list(&world.state, Some(&WEB)).remove(0);
     assert_eq!(listing.destinations[0].active, 3);
+}
+
+#[test]
+fn the_filter_looks_for_what_lives() {
+    let own = IpAddr::from([10, 0, 0, 1]);
+    let local = HashSet::from([own]);
+    let service = Rule::Service {
+        protocol: TransportProtocol::Tcp,
+        address: own,
+        port: 80,
+    };
+    let nat = |last: u8| Rule::NatDestination {
+        protocol: TransportProtocol::Tcp,
+        address: IpAddr::from([10, 1, 0, last]),
+        port: 80,
+    };
+    let tunnel = Rule::TunnelDestination(IpAddr::from([10, 1, 0, 3]));
+    let by_tunnel = |last| Destination {
+        method: Method::Tunnel,
+        ..server(last, Method::Masq)
+    };
+    let other = ServiceKey::FwMark { mark: 7, ipv6: false };
+    let mut world = World::new(&[
+        add_service(WEB),
+        add_service(other),
+        add(1),
+        add(2),
+        Command::AddDestination {
+            service: WEB,
+            destination: by_tunnel(3),
+        },
+    ]);
+    let rules = |world: &World| world.registry.filter_rules(&local);
+    let always = Rule::Local(own);
+    assert_eq!(rules(&world), HashSet::from([always, service, nat(1), nat(2), tunnel]));
+
+    // NAT connections outlive a change of the method, and the destination itself.
+    world.packet(1);
+    world.run(&[Command::EditDestination {
+        service: WEB,
+        destination: by_tunnel(1),
+    }]);
+    assert!(rules(&world).contains(&nat(1)));
+    world.run(&[Command::DeleteService { service: WEB }]);
+    let first = Rule::TunnelDestination(IpAddr::from([10, 1, 0, 1]));
+    assert_eq!(rules(&world), HashSet::from([always, service, nat(1), first]));
+    let load = world.registry.destination(world.id(1)).unwrap().load.clone();
+    load.active.store(0, Ordering::Relaxed);
+    assert!(world.registry.sweep_trash(0));
+    assert_eq!(rules(&world), HashSet::from([always]));
+
+    // The last service takes all with it.
+    load.active.store(1, Ordering::Relaxed);
+    assert!(rules(&world).contains(&service));
+    world.run(&[Command::Clear]);
+    assert_eq!(rules(&world), HashSet::from([always]));
 }
 
 /// 1,000 services with 10 destinations each: the first table, and the one after one weight changed.

@@ -1,0 +1,410 @@
+//! The loop over an outside in memory that writes down what it was asked to do.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use hdrhistogram::Histogram;
+
+use super::super::config;
+use super::super::outside::ListConnections;
+use super::super::registry::Routes;
+use super::*;
+use crate::dataplane::counters::FrameCounts;
+use crate::io::filter::Rule;
+use crate::packet::{FlowKey, Mac};
+use crate::scheduler::{Candidate, Schedule};
+use crate::table::{self, Destination, InterfaceId, NextHop, Reach};
+
+/// What happened outside, and how the outside behaves.
+struct World {
+    log: Vec<String>,
+    rules: HashSet<Rule>,
+    table: Arc<Table>,
+    now_ms: u64,
+    /// Neighbours answer after so many waits.
+    waits_until_resolved: u32,
+    local: HashSet<IpAddr>,
+    filter_full: bool,
+    stuck: bool,
+}
+
+#[derive(Clone)]
+struct Fake(Rc<RefCell<World>>);
+
+impl Routes for Fake {
+    fn reach(&mut self, _: IpAddr) -> Reach {
+        if self.0.borrow().waits_until_resolved > 0 {
+            return Reach::Resolving;
+        }
+        Reach::Hop {
+            hop: NextHop {
+                interface: InterfaceId(0),
+                source: Mac([2; 6]),
+                destination: Mac([4; 6]),
+                mtu: 1500,
+            },
+            source: IpAddr::from([10, 0, 0, 1]),
+        }
+    }
+}
+
+impl Outside for Fake {
+    fn now_ms(&self) -> u64 {
+        self.0.borrow().now_ms
+    }
+
+    fn interfaces(&self) -> Arc<[Interface]> {
+        Arc::new([])
+    }
+
+    fn local_addresses(&self) -> Arc<HashSet<IpAddr>> {
+        Arc::new(self.0.borrow().local.clone())
+    }
+
+    fn network_changed(&mut self) {
+        self.0.borrow_mut().log.push("network".to_owned());
+    }
+
+    fn network_tick(&mut self) -> bool {
+        false
+    }
+
+    fn network_wait(&mut self) {
+        let mut world = self.0.borrow_mut();
+        world.now_ms += 5;
+        world.waits_until_resolved = world.waits_until_resolved.saturating_sub(1);
+    }
+
+    fn shrink_filter(&mut self, wanted: &HashSet<Rule>) -> Result<(), String> {
+        let mut world = self.0.borrow_mut();
+        let gone = world.rules.difference(wanted).count();
+        if gone > 0 {
+            world.log.push(format!("filter -{gone}"));
+        }
+        world.rules.retain(|rule| wanted.contains(rule));
+        Ok(())
+    }
+
+    fn grow_filter(&mut self, wanted: &HashSet<Rule>) -> Result<(), String> {
+        let mut world = self.0.borrow_mut();
+        let new = wanted.difference(&world.rules).count();
+        if new > 0 && world.filter_full {
+            return Err("the map is full".to_owned());
+        }
+        if new > 0 {
+            world.log.push(format!("filter +{new}"));
+        }
+        world.rules.extend(wanted);
+        Ok(())
+    }
+
+    fn publish(&mut self, table: Arc<Table>) -> Result<(), Stuck> {
+        let mut world = self.0.borrow_mut();
+        if world.stuck {
+            return Err(Stuck { worker: 1, seconds: 5 });
+        }
+        let services = table.services.iter().count();
+        world.log.push(format!("table of {services}"));
+        assert!(table.generation > world.table.generation);
+        world.table = table;
+        Ok(())
+    }
+
+    fn check_workers(&mut self) -> Result<(), Stuck> {
+        if self.0.borrow().stuck {
+            Err(Stuck { worker: 1, seconds: 5 })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn sweep(&mut self, _: &[Option<Arc<Destination>>]) {
+        self.0.borrow_mut().log.push("sweep".to_owned());
+    }
+
+    fn connections(&self) -> ListConnections {
+        Box::new(Vec::new)
+    }
+
+    fn report(&mut self) -> Report {
+        let histogram = Histogram::new_with_max(1000, 3).unwrap();
+        Report {
+            frames: FrameCounts::default(),
+            interfaces: vec![],
+            connections_capacity: 1,
+            connections_used: 0,
+            latency_ns: histogram.clone(),
+            batch_sizes: histogram,
+            workers: 2,
+            generation: 0,
+            uptime_s: 0,
+            unsaved: None,
+        }
+    }
+}
+
+struct First;
+
+impl Schedule for First {
+    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+        (!candidates.is_empty()).then_some(0)
+    }
+}
+
+fn first(_: &crate::service::Service, _: &[Candidate], _: Option<&table::Service>) -> Box<dyn Schedule + Send + Sync> {
+    Box::new(First)
+}
+
+struct Fixture {
+    world: Rc<RefCell<World>>,
+    control: Control<Fake>,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let world = Rc::new(RefCell::new(World {
+            log: vec![],
+            rules: HashSet::new(),
+            table: Arc::default(),
+            now_ms: 1_000_000,
+            waits_until_resolved: 0,
+            local: HashSet::new(),
+            filter_full: false,
+            stuck: false,
+        }));
+        let registry = Registry::new(2, first);
+        let control = Control::new(State::default(), registry, Fake(world.clone()));
+        Fixture { world, control }
+    }
+
+    /// Lets the control thread answer one request.
+    fn ask(&mut self, request: Request) -> Reply {
+        let (asked, answer) = Asked::new(request);
+        assert!(self.control.answer(asked).unwrap().is_none());
+        let make = answer.recv_timeout(Duration::from_secs(20)).unwrap();
+        make()
+    }
+
+    fn apply(&mut self, commands: Vec<Command>) -> Vec<Option<CommandError>> {
+        let request = Request::Apply {
+            commands,
+            all_or_nothing: false,
+        };
+        match self.ask(request) {
+            Reply::Applied { results } => results,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn config(&mut self, toml: &str) {
+        let config = parse(toml);
+        self.control.apply_config(&config).unwrap();
+    }
+
+    fn log(&self) -> Vec<String> {
+        std::mem::take(&mut self.world.borrow_mut().log)
+    }
+}
+
+fn parse(toml: &str) -> Config {
+    config::parse(Path::new("test.toml"), toml, |_| Ok(vec![])).unwrap_or_else(|error| panic!("{error}"))
+}
+
+const WEB: &str = "[[service]]\ntcp = \"10.0.0.1:80\"\n";
+const SERVER: &str = "[[service.destination]]\naddress = \"10.1.0.1\"\nmethod = \"masq\"\n";
+const OTHER: &str = "[[service]]\nudp = \"10.0.0.1:53\"\n";
+
+fn commands(toml: &str) -> Vec<Command> {
+    parse(toml).desired.commands()
+}
+
+#[test]
+fn adding_tells_the_workers_first_and_deleting_the_filter_first() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.apply(commands(&format!("{WEB}{SERVER}"))), [None, None]);
+    assert_eq!(fixture.log(), ["table of 1", "filter +2"]);
+    assert_eq!(fixture.apply(vec![Command::Clear]), [None]);
+    assert_eq!(fixture.log(), ["filter -2", "table of 0"]);
+    // Both at once.
+    fixture.apply(commands(WEB));
+    fixture.log();
+    let mut both = vec![Command::Clear];
+    both.extend(commands(OTHER));
+    fixture.apply(both);
+    assert_eq!(fixture.log(), ["filter -1", "table of 1", "filter +1"]);
+}
+
+#[test]
+fn a_weight_does_not_touch_the_filter_and_refusals_touch_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.apply(commands(&format!("{WEB}{SERVER}")));
+    fixture.log();
+    let heavier = commands(&format!("{WEB}{SERVER}weight = 5\n")).remove(1);
+    let Command::AddDestination { service, destination } = heavier else {
+        panic!()
+    };
+    assert_eq!(
+        fixture.apply(vec![Command::EditDestination { service, destination }]),
+        [None]
+    );
+    assert_eq!(fixture.log(), ["table of 1"]);
+    assert_eq!(fixture.apply(commands(WEB)), [Some(CommandError::ServiceExists)]);
+    assert_eq!(fixture.apply(vec![Command::Zero { service: None }]), [None]);
+    assert!(fixture.log().is_empty());
+    let Reply::Services { services } = fixture.ask(Request::List { service: None }) else {
+        panic!()
+    };
+    assert_eq!(services[0].destinations[0].destination.weight, 5);
+}
+
+#[test]
+fn a_full_filter_undoes_the_change_and_says_so() {
+    let mut fixture = Fixture::new();
+    fixture.apply(commands(WEB));
+    fixture.world.borrow_mut().filter_full = true;
+    fixture.log();
+    let results = fixture.apply(commands(OTHER));
+    assert_eq!(results, [Some(CommandError::Limit("the map is full".to_owned()))]);
+    assert_eq!(fixture.log(), ["table of 2", "table of 1"]);
+    let Reply::Services { services } = fixture.ask(Request::List { service: None }) else {
+        panic!()
+    };
+    assert_eq!(services.len(), 1);
+}
+
+#[test]
+fn a_change_waits_for_new_neighbours_but_not_for_ever() {
+    let mut fixture = Fixture::new();
+    fixture.world.borrow_mut().waits_until_resolved = 3;
+    fixture.apply(commands(&format!("{WEB}{SERVER}")));
+    assert_eq!(fixture.log(), ["table of 1", "filter +2", "table of 1"]);
+    let table = fixture.world.borrow().table.clone();
+    assert!(matches!(
+        table.destinations[0].as_ref().unwrap().reach,
+        Reach::Hop { .. }
+    ));
+
+    fixture.world.borrow_mut().waits_until_resolved = 1_000_000;
+    let start = fixture.world.borrow().now_ms;
+    let second = SERVER.replace("10.1.0.1", "10.1.0.2");
+    fixture.apply(commands(&format!("{WEB}{second}")).split_off(1));
+    assert!((SETTLE_MS..SETTLE_MS + 100).contains(&(fixture.world.borrow().now_ms - start)));
+}
+
+#[test]
+fn questions_are_answered() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.ask(Request::Timeouts), Reply::Timeouts(Default::default()));
+    assert_eq!(fixture.ask(Request::Ping), here());
+    let sysctl = |name: &str| Request::Sysctl { name: name.to_owned() };
+    assert_eq!(
+        fixture.ask(sysctl("conn_reuse_mode")),
+        Reply::Sysctl { value: "1".to_owned() }
+    );
+    assert!(matches!(fixture.ask(sysctl("nonsense")), Reply::Error { .. }));
+    assert_eq!(
+        fixture.ask(Request::Connections),
+        Reply::Connections { connections: vec![] }
+    );
+    let Reply::Statistics { statistics } = fixture.ask(Request::Statistics) else {
+        panic!()
+    };
+    assert_eq!(statistics["workers"], 2);
+}
+
+#[test]
+fn a_reload_changes_what_differs_and_a_bad_file_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.config(&format!("{WEB}{SERVER}"));
+    fixture.log();
+    let table = fixture.world.borrow().table.clone();
+    let texts = Rc::new(RefCell::new(format!("{WEB}{SERVER}{OTHER}")));
+    let source = texts.clone();
+    let reload: Reload = Box::new(move || {
+        let text = source.borrow().clone();
+        config::parse(Path::new("test.toml"), &text, |_| Ok(vec![]))
+    });
+    let control = std::mem::replace(&mut fixture.control, Fixture::new().control);
+    fixture.control = control.with_config(Some(reload), DaemonConfig::default(), None);
+
+    fixture.control.reload().unwrap();
+    assert_eq!(fixture.log(), ["table of 2", "filter +1"]);
+    let after = fixture.world.borrow().table.clone();
+    assert!(Arc::ptr_eq(
+        table.destinations[0].as_ref().unwrap(),
+        after.destinations[0].as_ref().unwrap()
+    ));
+    assert_eq!(fixture.control.config, Some(config::fingerprint(&texts.borrow())));
+
+    for bad in ["[[service]]\ntcp = \"10.0.0.1\"\n", "nonsense"] {
+        *texts.borrow_mut() = bad.to_owned();
+        fixture.control.reload().unwrap();
+        assert!(fixture.log().is_empty(), "{bad:?} changed something");
+    }
+}
+
+#[test]
+fn new_addresses_of_the_director_reach_the_filter() {
+    let mut fixture = Fixture::new();
+    fixture.apply(commands(WEB));
+    fixture.log();
+    fixture.world.borrow_mut().local.insert(IpAddr::from([10, 0, 0, 1]));
+    fixture.control.follow_network().unwrap();
+    assert_eq!(fixture.log(), ["table of 1", "filter +1"]);
+    fixture.control.follow_network().unwrap();
+    assert!(fixture.log().is_empty());
+}
+
+#[test]
+fn ticks_sweep_estimate_and_feed_the_watchdog() {
+    let mut fixture = Fixture::new();
+    let fed = Rc::new(RefCell::new(0));
+    let count = fed.clone();
+    let control = std::mem::replace(&mut fixture.control, Fixture::new().control);
+    fixture.control = control.with_watchdog(Box::new(move || *count.borrow_mut() += 1));
+    for _ in 0..50 {
+        fixture.world.borrow_mut().now_ms += 100;
+        fixture.control.tick().unwrap();
+    }
+    assert_eq!(fixture.log(), vec!["sweep"; 50]);
+    assert_eq!(*fed.borrow(), 5);
+    fixture.world.borrow_mut().stuck = true;
+    fixture.world.borrow_mut().now_ms += 1000;
+    assert_eq!(fixture.control.tick(), Err(Stuck { worker: 1, seconds: 5 }));
+    assert_eq!(*fed.borrow(), 5, "a watchdog that is fed with a stuck worker");
+}
+
+#[test]
+fn the_loop_ends_by_request_and_by_signal() {
+    for keep in [true, false] {
+        let mut fixture = Fixture::new();
+        let (requests, receiver) = crossbeam_channel::unbounded();
+        let (asked, answer) = Asked::new(Request::Stop { keep });
+        requests.send(asked).unwrap();
+        let events = Events {
+            requests: receiver,
+            signals: never(),
+            network: never(),
+            ticks: never(),
+        };
+        let ending = fixture.control.run(events).unwrap();
+        assert_eq!(ending.keep, keep);
+        assert!(answer.try_recv().is_err(), "answered before it was done");
+        ending.answering.unwrap().reply(here());
+        assert_eq!(answer.recv().unwrap()(), here());
+    }
+    let mut fixture = Fixture::new();
+    let (signals, receiver) = crossbeam_channel::unbounded();
+    // Without a configuration SIGHUP is harmless.
+    signals.send(Signal::Reload).unwrap();
+    signals.send(Signal::Stop).unwrap();
+    let events = Events {
+        requests: never(),
+        signals: receiver,
+        network: never(),
+        ticks: never(),
+    };
+    let ending = fixture.control.run(events).unwrap();
+    assert!(!ending.keep && ending.answering.is_none());
+}

@@ -1,0 +1,66 @@
+//! What the control thread needs of workers, filter, kernel and clock: one trait, so that the loop runs in memory.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::protocol::ConnectionListing;
+use super::registry::Routes;
+use super::report::Report;
+use crate::io::filter::Rule;
+use crate::table::{Destination, Interface, Table};
+
+/// A worker does not answer. Nothing can be made live any more: the process must end, and the next one takes over.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("worker {worker} has not answered for {seconds} s")]
+pub struct Stuck {
+    /// Its number, from 0.
+    pub worker: usize,
+    /// For how long.
+    pub seconds: u64,
+}
+
+/// Makes the listing of all connections; may run on any thread.
+pub type ListConnections = Box<dyn FnOnce() -> Vec<ConnectionListing> + Send>;
+
+/// Workers, filter, kernel and clock.
+pub trait Outside: Routes {
+    /// Milliseconds of a clock that never goes back.
+    fn now_ms(&self) -> u64;
+
+    /// The daemon's interfaces, as last heard of.
+    fn interfaces(&self) -> Arc<[Interface]>;
+
+    /// The director's own addresses, as last heard of.
+    fn local_addresses(&self) -> Arc<HashSet<IpAddr>>;
+
+    /// Reads links, addresses and neighbours anew.
+    fn network_changed(&mut self);
+
+    /// About once a second: keeps neighbours fresh. `true`: look again how destinations are reached.
+    fn network_tick(&mut self) -> bool;
+
+    /// Waits a little for neighbours to answer, and reads anew.
+    fn network_wait(&mut self);
+
+    /// Takes rules out of the filter that are not in `wanted`.
+    fn shrink_filter(&mut self, wanted: &HashSet<Rule>) -> Result<(), String>;
+
+    /// Puts the rules of `wanted` that are missing into the filter.
+    fn grow_filter(&mut self, wanted: &HashSet<Rule>) -> Result<(), String>;
+
+    /// Gives every worker the table, and waits until all work by it.
+    fn publish(&mut self, table: Arc<Table>) -> Result<(), Stuck>;
+
+    /// About once a second: whether every worker's heart beats.
+    fn check_workers(&mut self) -> Result<(), Stuck>;
+
+    /// Expires connections, and takes them off their destinations' numbers.
+    fn sweep(&mut self, destinations: &[Option<Arc<Destination>>]);
+
+    /// The connections.
+    fn connections(&self) -> ListConnections;
+
+    /// Numbers for `uvs stats`; the caller adds generation and `unsaved`.
+    fn report(&mut self) -> Report;
+}
