@@ -1,4 +1,4 @@
-//! The AF_XDP driver between two network namespaces: `c0` of a client, `d0` of a director.
+//! The AF_XDP drivers between two network namespaces: `c0` of a client, `d0` of a director.
 //!
 //! How: a forwarder on nothing but the Driver trait echoes UDP to a VIP. Goal: frames go through in each mode, are
 //! accounted for to the frame, and stay away from the kernel when the forwarder dies.
@@ -20,7 +20,9 @@ use uvs::io::netlink::route::Route;
 use uvs::io::netns::{Namespace, is_root};
 use uvs::io::poll::Waker;
 use uvs::io::tun::{self, Tun};
-use uvs::io::xdp::{FRAMES_SPARE_DEFAULT, QueueBinding, XdpConfig, XdpDriver, XdpError, XdpInterface, XdpMode};
+use uvs::io::xdp::{
+    CrateRings, FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XskDriver,
+};
 use uvs::packet::{ChecksumOffload, Frame, Offload};
 use uvs::service::TransportProtocol;
 use uvs::table::InterfaceId;
@@ -100,16 +102,16 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// A driver on `d0` with the filter in front.
-struct Station<D> {
+struct Station<R: Rings> {
     interface: XdpInterface,
     _maps: FilterMaps,
-    driver: D,
+    driver: XskDriver<R>,
     mode: XdpMode,
     reason: Option<String>,
 }
 
 /// To be called in the director's namespace.
-fn open(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<XdpDriver> {
+fn open<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<R> {
     let mut maps = FilterMaps::new().unwrap();
     for port in [ECHO, LOCAL] {
         let (protocol, address) = (TransportProtocol::Udp, ip(VIP));
@@ -121,7 +123,7 @@ fn open(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<XdpDriver> 
         .unwrap();
     }
     let interface = XdpInterface::attach(d0.index, &maps, mode, d0.mac).unwrap();
-    let driver = XdpDriver::open(config(d0, queues, interface.attached() == AttachMode::Native)).unwrap();
+    let driver = XskDriver::<R>::open(config(d0, queues, interface.attached() == AttachMode::Native)).unwrap();
     let bound = driver.sockets();
     for queue in &bound {
         interface.add_socket(queue.binding.queue, queue.socket).unwrap();
@@ -227,7 +229,7 @@ fn expect_echoes(socket: &UdpSocket, count: u32) {
 }
 
 /// Runs `client` while the driver forwards; says what became of the frames.
-fn while_forwarding(station: &mut Station<XdpDriver>, client: impl FnOnce() + Send) -> Done {
+fn while_forwarding<R: Rings>(station: &mut Station<R>, client: impl FnOnce() + Send) -> Done {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| {
@@ -243,13 +245,13 @@ fn while_forwarding(station: &mut Station<XdpDriver>, client: impl FnOnce() + Se
     })
 }
 
-fn echo_in_mode(mode: AttachMode, expected: XdpMode, queues: u32) {
+fn echo_in_mode<R: Rings>(mode: AttachMode, expected: XdpMode, queues: u32) {
     const COUNT: u32 = 3000;
     let Some(lab) = Lab::new(queues) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
-            let mut station = open(Some(mode), &d0, queues);
+            let mut station = open::<R>(Some(mode), &d0, queues);
             assert_eq!(station.mode, expected);
             let clients: Vec<UdpSocket> = (0..queues * 2).map(|_| lab.client(ECHO)).collect();
             let done = while_forwarding(&mut station, || clients.iter().for_each(|c| expect_echoes(c, COUNT)));
@@ -270,29 +272,13 @@ fn echo_in_mode(mode: AttachMode, expected: XdpMode, queues: u32) {
         .unwrap();
 }
 
-#[test]
-fn echoes_go_through_native() {
-    echo_in_mode(AttachMode::Native, XdpMode::Native, 1);
-}
-
-#[test]
-fn echoes_go_through_native_with_two_queues() {
-    echo_in_mode(AttachMode::Native, XdpMode::Native, 2);
-}
-
-#[test]
-fn echoes_go_through_generic() {
-    echo_in_mode(AttachMode::Generic, XdpMode::Generic, 1);
-}
-
 /// How: no mode asked for, on a veth, which has native XDP but no zero-copy. Goal: the best it can, with the reason.
-#[test]
-fn says_what_it_got_and_why() {
+fn says_what_it_got_and_why<R: Rings>() {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
-            let station = open(None, &d0, 1);
+            let station = open::<R>(None, &d0, 1);
             assert_eq!((station.mode, station.interface.reasons()), (XdpMode::Native, &[][..]));
             let reason = station.reason.clone().unwrap();
             assert!(reason.starts_with("not zero-copy: cannot bind"), "{reason}");
@@ -302,8 +288,7 @@ fn says_what_it_got_and_why() {
 }
 
 /// How: a frame too large for a page on the way. Goal: generic mode with the kernel's reason.
-#[test]
-fn falls_to_generic_when_the_mtu_is_too_large() {
+fn falls_to_generic_when_the_mtu_is_too_large<R: Rings>() {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     Netlink::open_in(&lab.director)
@@ -314,7 +299,7 @@ fn falls_to_generic_when_the_mtu_is_too_large() {
     Netlink::open_in(&lab.client).unwrap().set_mtu(c0.index, 9000).unwrap();
     lab.director
         .run(|| {
-            let station = open(None, &d0, 1);
+            let station = open::<R>(None, &d0, 1);
             assert_eq!(station.mode, XdpMode::Generic);
             let reasons = station.interface.reasons().join("\n");
             assert!(reasons.contains("MTU"), "{reasons}");
@@ -323,15 +308,16 @@ fn falls_to_generic_when_the_mtu_is_too_large() {
 }
 
 /// How: queue 1 of 1, and an interface without a queue of ours. Goal: errors that name what and where.
-#[test]
-fn refuses_queues_that_are_not_there() {
+fn refuses_queues_that_are_not_there<R: Rings>() {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
+            let maps = FilterMaps::new().unwrap();
+            XdpInterface::attach(d0.index, &maps, Some(AttachMode::Generic), None).unwrap();
             let mut wrong = config(&d0, 1, false);
             wrong.queues[0].queue = 1;
-            let error = XdpDriver::open(wrong).err().unwrap().to_string();
+            let error = XskDriver::<R>::open(wrong).err().unwrap().to_string();
             assert!(
                 error.starts_with("cannot bind an AF_XDP socket on queue 1 of interface d0"),
                 "{error}"
@@ -339,27 +325,24 @@ fn refuses_queues_that_are_not_there() {
             assert!(error.contains("no such queue"), "{error}");
             let mut wrong = config(&d0, 1, false);
             wrong.queues[0].interface = InterfaceId(1);
-            assert!(matches!(XdpDriver::open(wrong), Err(XdpError::NoQueue(0))));
-            let first = XdpDriver::open(config(&d0, 1, false)).unwrap();
-            let error = XdpDriver::open(config(&d0, 1, false)).err().unwrap().to_string();
+            assert!(matches!(XskDriver::<R>::open(wrong), Err(XdpError::NoQueue(0))));
+            let _first = XskDriver::<R>::open(config(&d0, 1, false)).unwrap();
+            let error = XskDriver::<R>::open(config(&d0, 1, false)).err().unwrap().to_string();
             assert!(error.contains("another AF_XDP socket has this queue"), "{error}");
-            drop(first);
-            XdpDriver::open(config(&d0, 1, false)).unwrap();
         })
         .unwrap();
 }
 
 /// How: datagrams to a port that the forwarder hands back. Goal: a socket of the director gets them, with the
 /// checksum that veth left unfinished.
-#[test]
-fn what_is_handed_back_reaches_the_local_stack() {
+fn what_is_handed_back_reaches_the_local_stack<R: Rings>() {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
             let local = UdpSocket::bind((VIP, LOCAL)).unwrap();
             local.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-            let mut station = open(Some(AttachMode::Native), &d0, 1);
+            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
             let client = lab.client(LOCAL);
             let done = while_forwarding(&mut station, || {
                 client.send(b"to whom it may concern").unwrap();
@@ -374,14 +357,13 @@ fn what_is_handed_back_reaches_the_local_stack() {
 }
 
 /// How: more frames than a ring holds, while nobody looks. Goal: the kernel's drops are counted, the rest is there.
-#[test]
-fn a_full_ring_is_counted() {
+fn a_full_ring_is_counted<R: Rings>() {
     const COUNT: u32 = 3000;
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
-            let mut station = open(Some(AttachMode::Native), &d0, 1);
+            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
             let client = lab.client(ECHO);
             for _ in 0..COUNT {
                 client.send(b"x").unwrap();
@@ -406,13 +388,12 @@ fn a_full_ring_is_counted() {
 
 /// How: sends while the interface is down, then up. Goal: a bounded number waits, the rest is refused and counted,
 /// nothing is lost to the memory.
-#[test]
-fn an_interface_that_is_down_refuses_and_recovers() {
+fn an_interface_that_is_down_refuses_and_recovers<R: Rings>() {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
-            let mut station = open(Some(AttachMode::Native), &d0, 1);
+            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
             let mut netlink = Netlink::open().unwrap();
             netlink.set_up(d0.index, false).unwrap();
             let (mut sent, mut refused) = (0, 0);
@@ -439,13 +420,12 @@ fn an_interface_that_is_down_refuses_and_recovers() {
 }
 
 /// How: deletes the interface under a forwarder. Goal: no panic, no spinning, frames refused.
-#[test]
-fn a_deleted_interface_harms_nothing_else() {
+fn a_deleted_interface_harms_nothing_else<R: Rings>() {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     lab.director
         .run(|| {
-            let mut station = open(Some(AttachMode::Native), &d0, 1);
+            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
             let client = lab.client(ECHO);
             while_forwarding(&mut station, || expect_echoes(&client, 64));
             Netlink::open().unwrap().delete_link(d0.index).unwrap();
@@ -468,9 +448,14 @@ fn a_deleted_interface_harms_nothing_else() {
 }
 
 /// A forwarder in a process of its own: this test binary, asked for the test below.
-fn forwarder_process(lab: &Lab) -> Child {
+fn forwarder_process(lab: &Lab, driver: &str) -> Child {
     let mut command = lab.director.command(std::env::current_exe().unwrap()).unwrap();
-    command.args(["--ignored", "--exact", "forwarder_until_killed", "--nocapture"]);
+    command.args([
+        "--ignored",
+        "--exact",
+        &format!("{driver}::forwarder_until_killed"),
+        "--nocapture",
+    ]);
     let mut child = command
         .env("UVS_TEST_FORWARDER", "1")
         .stdout(Stdio::piped())
@@ -484,26 +469,23 @@ fn forwarder_process(lab: &Lab) -> Child {
     child
 }
 
-#[test]
-#[ignore = "run as a process of its own by the test of kill -9"]
-fn forwarder_until_killed() {
+fn forwarder_until_killed<R: Rings>() {
     if std::env::var_os("UVS_TEST_FORWARDER").is_none() {
         return;
     }
     let d0 = Netlink::open().unwrap().link("d0").unwrap();
-    let mut station = open(Some(AttachMode::Native), &d0, 1);
+    let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
     println!("\nforwarding");
     forward(&mut station.driver, &AtomicBool::new(false));
 }
 
 /// How: kills a forwarder; sends to its service and to another port; starts a forwarder in its place.
 /// Goal: the kernel stays silent about the service and goes on with all else, and the filter is exchanged.
-#[test]
-fn after_kill_the_filter_drops_until_the_next_takes_over() {
+fn after_kill_the_filter_drops_until_the_next_takes_over<R: Rings>(driver: &str, then: &[AttachMode]) {
     let Some(lab) = Lab::new(1) else { return };
     let d0 = lab.d0();
     let (served, other) = (lab.client(ECHO), lab.client(4711));
-    let mut child = forwarder_process(&lab);
+    let mut child = forwarder_process(&lab, driver);
     expect_echoes(&served, 100);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -524,8 +506,8 @@ fn after_kill_the_filter_drops_until_the_next_takes_over() {
         .run(|| {
             let old = query_xdp(d0.index).unwrap();
             assert!(old.len() == 1 && old[0].is_ours());
-            for mode in [AttachMode::Native, AttachMode::Generic] {
-                let mut station = open(Some(mode), d0, 1);
+            for &mode in then {
+                let mut station = open::<R>(Some(mode), d0, 1);
                 let new = query_xdp(d0.index).unwrap();
                 assert!(new.len() == 1 && new[0].info.id != old[0].info.id && new[0].mode == mode);
                 while_forwarding(&mut station, || expect_echoes(served, 100));
@@ -536,3 +518,72 @@ fn after_kill_the_filter_drops_until_the_next_takes_over() {
     served.send(b"anybody there?").unwrap();
     assert_eq!(served.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::WouldBlock);
 }
+
+/// How: opens one driver after another. Goal: a closed driver's queue is free at once.
+fn a_queue_is_free_again<R: Rings>() {
+    let Some(lab) = Lab::new(1) else { return };
+    let d0 = lab.d0();
+    lab.director
+        .run(|| {
+            for _ in 0..3 {
+                XskDriver::<R>::open(config(&d0, 1, false)).unwrap();
+            }
+        })
+        .unwrap();
+}
+
+/// The tests that every driver passes. After a kill: the modes in which one process takes over, one after another.
+macro_rules! tests_of {
+    ($driver:ident, $rings:ty, then: $then:expr) => {
+        mod $driver {
+            use super::*;
+
+            #[test]
+            fn echoes_go_through_native() {
+                echo_in_mode::<$rings>(AttachMode::Native, XdpMode::Native, 1);
+            }
+
+            #[test]
+            fn echoes_go_through_native_with_two_queues() {
+                echo_in_mode::<$rings>(AttachMode::Native, XdpMode::Native, 2);
+            }
+
+            #[test]
+            fn echoes_go_through_generic() {
+                echo_in_mode::<$rings>(AttachMode::Generic, XdpMode::Generic, 1);
+            }
+
+            #[test]
+            fn after_kill_the_filter_drops_until_the_next_takes_over() {
+                super::after_kill_the_filter_drops_until_the_next_takes_over::<$rings>(stringify!($driver), &$then);
+            }
+
+            #[test]
+            #[ignore = "run as a process of its own by the test of kill -9"]
+            fn forwarder_until_killed() {
+                super::forwarder_until_killed::<$rings>();
+            }
+
+            tests_of!(@same $rings: says_what_it_got_and_why, falls_to_generic_when_the_mtu_is_too_large,
+                refuses_queues_that_are_not_there, what_is_handed_back_reaches_the_local_stack, a_full_ring_is_counted,
+                an_interface_that_is_down_refuses_and_recovers, a_deleted_interface_harms_nothing_else);
+        }
+    };
+    (@same $rings:ty: $($test:ident),*) => {
+        $(#[test]
+        fn $test() {
+            super::$test::<$rings>();
+        })*
+    };
+}
+
+tests_of!(xdp, CrateRings, then: [AttachMode::Native, AttachMode::Generic]);
+
+#[test]
+fn xdp_frees_its_queue_when_closed() {
+    a_queue_is_free_again::<CrateRings>();
+}
+
+// Its rings stay until the process ends, so it takes over once.
+#[cfg(feature = "afxdp")]
+tests_of!(afxdp, uvs::io::afxdp::AfxdpRings, then: [AttachMode::Native]);

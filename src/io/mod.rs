@@ -3,6 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `afxdp` | the driver on AF_XDP sockets once more, over the crate of that name (feature) |
 //! | [`bpf`] | bpf(2): assembler, maps, programs and where they are attached |
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
 //! | [`ethtool`] | queues in use, offloads |
@@ -25,6 +26,8 @@
 //! | [`virtio`] | what packet sockets and tun devices say of checksums and segmentation |
 //! | [`xdp`] | the driver on AF_XDP sockets |
 
+#[cfg(feature = "afxdp")]
+pub mod afxdp;
 pub mod bpf;
 pub mod buffer;
 pub mod ethtool;

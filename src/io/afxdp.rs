@@ -1,0 +1,349 @@
+//! The driver `afxdp`: the same as [`xdp`](super::xdp), on the rings of the crate `afxdp` (feature of that name).
+//!
+//! What that crate needs, and what it gets here:
+//!
+//! | the crate | here |
+//! |---|---|
+//! | frees its handles wrongly when they drop | they are never dropped: a driver's rings live as long as the process, and its queues are not free for another socket before |
+//! | panics when an interface disappears while it sends | the descriptor that it kicks is a harmless one; the real kicks are the driver's, which look at errors |
+//! | has no headroom | growing in front moves the frame within its chunk |
+//! | knows no statistics, and no socket | the socket is asked by its own descriptor |
+//! | attaches a program of its own unless one is there | opens only behind a filter of ours, whose socket map has the name it looks for |
+//!
+//! libbpf inside needs make, pkg-config and libelf-dev to build.
+#![allow(unsafe_code, reason = "libbpf's descriptor of a socket, dup and dup2")]
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, OnceLock};
+
+use afxdp::PENDING_LEN;
+use afxdp::buf::Buf;
+use afxdp::buf_mmap::BufMmap;
+use afxdp::mmap_area::{MmapArea, MmapAreaOptions};
+use afxdp::socket::{Socket, SocketNewError, SocketOptions, SocketRx, SocketTx};
+use afxdp::umem::{Umem, UmemCompletionQueue, UmemFillQueue, UmemNewError};
+use arraydeque::{ArrayDeque, Wrapping};
+
+use super::filter::attach::{Found, query_xdp};
+use super::xdp::{CHUNK, FrameMemory, QueueBinding, RING, Rings, Sharing, XdpError, XskDriver};
+use crate::dataplane::driver::Received;
+use crate::packet::{Frame, NoRoom, Offload};
+use crate::table::InterfaceId;
+
+/// The driver on the crate `afxdp`.
+pub type AfxdpDriver = XskDriver<AfxdpRings>;
+
+type Chunk = BufMmap<'static, ()>;
+type Chunks = ArrayDeque<[Chunk; PENDING_LEN], Wrapping>;
+
+/// A frame in a chunk. The crate sends a chunk from its beginning only, so there the frame is moved before it leaves.
+pub struct AfxdpFrame {
+    chunk: Chunk,
+    start: usize,
+    len: usize,
+    offload: Offload,
+}
+
+impl AfxdpFrame {
+    fn new(chunk: Chunk) -> AfxdpFrame {
+        AfxdpFrame {
+            start: 0,
+            len: chunk.get_len() as usize,
+            chunk,
+            offload: Offload::default(),
+        }
+    }
+
+    /// The chunk with the frame at its beginning.
+    fn into_chunk(mut self) -> Chunk {
+        let frame = self.start..self.start + self.len;
+        if self.start != 0 {
+            self.chunk.get_data_mut().copy_within(frame, 0);
+        }
+        self.chunk.set_len(self.len as u16);
+        self.chunk
+    }
+}
+
+impl Frame for AfxdpFrame {
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        &self.chunk.get_data()[self.start..][..self.len]
+    }
+
+    #[inline]
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.chunk.get_data_mut()[self.start..][..self.len]
+    }
+
+    fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
+        let shift = n.saturating_sub(self.start);
+        if shift > 0 {
+            let end = self.start + self.len;
+            let room = self.chunk.get_data().len() - end;
+            if shift > room {
+                return Err(NoRoom);
+            }
+            let to = self.start + shift;
+            self.chunk.get_data_mut().copy_within(self.start..end, to);
+            self.start = to;
+        }
+        self.start -= n;
+        self.len += n;
+        Ok(())
+    }
+
+    #[inline]
+    fn shrink_front(&mut self, n: usize) {
+        assert!(n <= self.len, "a frame of {} bytes cannot start {n} later", self.len);
+        self.start += n;
+        self.len -= n;
+    }
+
+    #[inline]
+    fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
+        if len > self.chunk.get_data().len() - self.start {
+            return Err(NoRoom);
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    #[inline]
+    fn offload(&self) -> Offload {
+        self.offload
+    }
+
+    /// Counts only when the frame is handed back to the local stack.
+    #[inline]
+    fn set_offload(&mut self, offload: Offload) {
+        self.offload = offload;
+    }
+}
+
+/// The frame memory of a worker. Stays mapped: rings that are never dropped know of it.
+pub struct AfxdpMemory {
+    area: ManuallyDrop<Arc<MmapArea<'static, ()>>>,
+    free: Vec<Chunk>,
+    chunks: usize,
+}
+
+impl FrameMemory for AfxdpMemory {
+    type Frame = AfxdpFrame;
+
+    fn map(chunks: u32) -> Result<AfxdpMemory, XdpError> {
+        let chunks = chunks as usize;
+        match MmapArea::new(chunks, CHUNK, MmapAreaOptions { huge_tlb: false }) {
+            Ok((area, free)) => Ok(AfxdpMemory {
+                area: ManuallyDrop::new(area),
+                free,
+                chunks,
+            }),
+            // The crate does not say why; nothing has come between.
+            Err(_) => Err(XdpError::Memory {
+                mib: (chunks * CHUNK / (1 << 20)) as u64,
+                source: io::Error::last_os_error(),
+            }),
+        }
+    }
+
+    #[inline]
+    fn allocate(&mut self) -> Option<AfxdpFrame> {
+        let mut chunk = self.free.pop()?;
+        chunk.set_len(0);
+        Some(AfxdpFrame::new(chunk))
+    }
+
+    #[inline]
+    fn free(&mut self, frame: AfxdpFrame) {
+        self.free.push(frame.chunk);
+    }
+
+    fn outstanding(&self) -> usize {
+        self.chunks - self.free.len()
+    }
+}
+
+/// Rings of the crate `afxdp`. Each socket has a Umem of its own over the one memory.
+pub struct AfxdpRings {
+    fd: OwnedFd,
+    receive: ManuallyDrop<SocketRx<'static, ()>>,
+    transmit: ManuallyDrop<SocketTx<'static, ()>>,
+    fill: ManuallyDrop<UmemFillQueue<'static, ()>>,
+    completion: ManuallyDrop<UmemCompletionQueue<'static, ()>>,
+    received: Box<Chunks>,
+    queued: Box<Chunks>,
+}
+
+impl Rings for AfxdpRings {
+    type Memory = AfxdpMemory;
+    type Frame = AfxdpFrame;
+
+    fn open(memory: &AfxdpMemory, binding: &QueueBinding, sharing: Sharing) -> Result<AfxdpRings, XdpError> {
+        let failed = |what, source| XdpError::system(binding, what, source);
+        let filters = query_xdp(binding.ifindex).map_err(|e| failed("open", io::Error::other(e)))?;
+        if !filters.iter().any(Found::is_ours) {
+            return Err(failed(
+                "open",
+                io::Error::other("the interface has no filter of uvs yet"),
+            ));
+        }
+        let area = Arc::clone(&memory.area);
+        let (umem, completion, fill) = Umem::new(area, RING, RING).map_err(|e| failed("set up", umem_error(e)))?;
+        // Never dropped, also when the socket fails: see the head of this file.
+        let (completion, fill) = (ManuallyDrop::new(completion), ManuallyDrop::new(fill));
+        let options = SocketOptions {
+            zero_copy_mode: sharing == Sharing::ZeroCopy,
+            copy_mode: sharing == Sharing::Copy,
+            ..SocketOptions::default()
+        };
+        let shared = ManuallyDrop::new(Arc::clone(&umem));
+        let (socket, receive, transmit) = Socket::new(umem, &binding.name, binding.queue as usize, RING, RING, options)
+            .map_err(|e| failed("bind", socket_error(e)))?;
+        std::mem::forget(socket);
+        // SAFETY: the Umem is alive, as it is never dropped.
+        let number = unsafe { xsk_umem__fd(shared.get_ptr().cast()) };
+        Ok(AfxdpRings {
+            fd: take_socket(number).map_err(|e| failed("set up", e))?,
+            receive: ManuallyDrop::new(receive),
+            transmit: ManuallyDrop::new(transmit),
+            fill,
+            completion,
+            received: Box::new(Chunks::new()),
+            queued: Box::new(Chunks::new()),
+        })
+    }
+
+    fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    #[inline]
+    fn receive(
+        &mut self,
+        _memory: &AfxdpMemory,
+        batch: &mut Vec<Received<AfxdpFrame>>,
+        interface: InterfaceId,
+        room: usize,
+    ) -> usize {
+        let n = self.receive.try_recv(&mut self.received, room, ()).unwrap_or(0);
+        batch.extend(self.received.drain(..).map(|chunk| Received {
+            frame: AfxdpFrame::new(chunk),
+            interface,
+        }));
+        n
+    }
+
+    #[inline]
+    fn fill(&mut self, memory: &mut AfxdpMemory, n: usize) -> usize {
+        self.fill.fill(&mut memory.free, n).unwrap_or(0)
+    }
+
+    #[inline]
+    fn queue(&mut self, frame: AfxdpFrame) {
+        let lost = self.queued.push_back(frame.into_chunk());
+        debug_assert!(lost.is_none(), "more than {PENDING_LEN} frames");
+    }
+
+    #[inline]
+    fn queued(&self) -> usize {
+        self.queued.len()
+    }
+
+    fn submit(&mut self) {
+        let all = self.queued.len();
+        // It cannot fail; what it does not take shows in queued().
+        self.transmit.try_send(&mut self.queued, all).unwrap_or(0);
+    }
+
+    #[inline]
+    fn complete(&mut self, memory: &mut AfxdpMemory, n: usize) -> usize {
+        self.completion.service(&mut memory.free, n).unwrap_or(0)
+    }
+
+    fn fill_wants_wakeup(&mut self) -> bool {
+        self.fill.needs_wakeup()
+    }
+
+    fn transmit_wants_wakeup(&mut self) -> bool {
+        self.transmit.needs_wakeup()
+    }
+}
+
+unsafe extern "C" {
+    /// libbpf's: the descriptor of a Umem, which is that of its first socket.
+    fn xsk_umem__fd(umem: *const libc::c_void) -> libc::c_int;
+}
+
+/// Moves the socket to a descriptor that only we know, and leaves a harmless socket under the number that the crate
+/// knows: it panics on errors of the real one.
+fn take_socket(number: RawFd) -> io::Result<OwnedFd> {
+    static HARMLESS: OnceLock<(UnixDatagram, UnixDatagram)> = OnceLock::new();
+    let pair = UnixDatagram::pair()?;
+    // A queue of empty datagrams that nobody reads: sending succeeds, or it is full, and the crate knows EAGAIN.
+    let harmless = HARMLESS.get_or_init(|| pair).0.as_raw_fd();
+    // SAFETY: duplicates a descriptor; the result is checked.
+    let own = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
+    if own < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, owned by nobody else.
+    let own = unsafe { OwnedFd::from_raw_fd(own) };
+    // SAFETY: both are open; `number` belongs to libbpf, which goes on using it, as a socket, for kicks only.
+    match unsafe { libc::dup3(harmless, number, libc::O_CLOEXEC) } {
+        0.. => Ok(own),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The crate takes libbpf's negative numbers for error numbers.
+fn positive(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number.abs()),
+        None => error,
+    }
+}
+
+fn umem_error(error: UmemNewError) -> io::Error {
+    match error {
+        UmemNewError::Create(source) => positive(source),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn socket_error(error: SocketNewError) -> io::Error {
+    match error {
+        SocketNewError::Create(source) => positive(source),
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_grow_in_front_by_moving() {
+        let mut memory = AfxdpMemory::map(1).unwrap();
+        let mut frame = memory.allocate().unwrap();
+        assert!(memory.allocate().is_none());
+        let capacity = CHUNK - 256;
+        assert_eq!(frame.set_len(capacity + 1), Err(NoRoom));
+        frame.set_len(60).unwrap();
+        frame.bytes_mut().fill(7);
+        frame.grow_front(20).unwrap();
+        frame.bytes_mut()[..20].fill(1);
+        assert_eq!(frame.bytes(), [&[1; 20][..], &[7; 60]].concat());
+        frame.shrink_front(30);
+        assert_eq!(frame.bytes(), [7; 50]);
+        frame.grow_front(10).unwrap();
+        assert_eq!(frame.bytes(), [7; 60]);
+        frame.set_len(capacity - 20).unwrap();
+        assert_eq!(frame.grow_front(21), Err(NoRoom));
+        frame.set_len(60).unwrap();
+        assert_eq!(frame.into_chunk().get_data()[..60], [7; 60]);
+    }
+}
