@@ -147,6 +147,8 @@ fn what_the_reference_calls_default_is_the_default() {
         }
         assert!(!entry.unit.is_empty() && !entry.range.is_empty());
     }
+    let schedulers = entries().into_iter().find(|entry| entry.key == "scheduler").unwrap();
+    assert_eq!(schedulers.range, uvs::scheduler::NAMES.join(", "));
     // A service and a destination with nothing but their names have the defaults of the reference.
     let bare = |service: &str, destination: &str| {
         let text = format!("[[service]]\ntcp = \"10.0.0.1:80\"\n{service}\n[[service.destination]]\n{destination}\n");

@@ -6,8 +6,11 @@
 
 pub mod client;
 pub mod config;
+pub mod connections;
 pub mod daemon;
 pub mod difference;
+pub mod machine;
+pub mod network;
 pub mod outside;
 pub mod protocol;
 pub mod registry;
@@ -17,3 +20,4 @@ pub mod server;
 pub mod state;
 pub mod statistics;
 pub mod store;
+pub mod workers;

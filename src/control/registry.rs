@@ -16,7 +16,7 @@ use super::state::{Effect, ServiceEntry, State};
 use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
 use crate::packet::Family;
-use crate::scheduler::{Candidate, Load, Schedule};
+use crate::scheduler::{self, Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
 use crate::table::{self, Counters, DestinationId, Interface, NatSources, Reach, Services, Table};
 
@@ -27,6 +27,17 @@ const TRASH_MS: u64 = 120_000;
 /// that a cursor can be carried over.
 pub type BuildScheduler =
     fn(&service::Service, &[Candidate], before: Option<&table::Service>) -> Box<dyn Schedule + Send + Sync>;
+
+/// The schedulers of [`crate::scheduler`], whose names [`State`] has checked.
+pub fn build_scheduler(
+    service: &service::Service,
+    candidates: &[Candidate],
+    before: Option<&table::Service>,
+) -> Box<dyn Schedule + Send + Sync> {
+    let before = before.map(|before| (&*before.scheduler as &dyn Schedule, &before.candidates[..]));
+    let built = scheduler::build(&service.scheduler, &service.scheduler_flags, candidates, before);
+    Box::new(built.expect("a state has schedulers of known names only"))
+}
 
 /// How destinations are reached.
 pub trait Routes {
@@ -288,30 +299,28 @@ impl Registry {
         }
     }
 
-    /// The slot of the destination that a recovered connection entry belongs to; a trash slot is made for one that
-    /// no service has any more. Call before the workers start.
+    /// The slot of the destination that a recovered connection entry belongs to, `services` being those that it can
+    /// belong to, the likeliest first. A trash slot is made for one that no service has any more. Call before the
+    /// workers start.
     pub fn slot_of_entry(
         &mut self,
-        protocol: TransportProtocol,
-        virtual_address: (IpAddr, u16),
+        services: &[ServiceKey],
         destination: DestinationKey,
         method: Method,
         routes: &mut dyn Routes,
     ) -> DestinationId {
-        let (address, port) = virtual_address;
-        let key = |port| ServiceKey::Address {
-            protocol,
-            address,
-            port,
-        };
-        // A service with port 0 serves every port: its destinations keep the client's unless they have their own.
-        let candidates = [
-            (key(port), destination),
-            (key(0), destination),
-            (key(0), DestinationKey { port: 0, ..destination }),
-        ];
-        if let Some(id) = candidates.iter().find_map(|candidate| self.by_key.get(candidate)) {
-            return *id;
+        // Destinations of services with port 0 keep the client's port unless they have their own.
+        let any_port = DestinationKey { port: 0, ..destination };
+        let candidates = services
+            .iter()
+            .flat_map(|service| [(*service, destination), (*service, any_port)]);
+        for candidate in candidates {
+            if let Some(id) = self.by_key.get(&candidate) {
+                if let Some(slot) = &mut self.slots[id.0 as usize] {
+                    slot.was_nat |= method == Method::Masq;
+                }
+                return *id;
+            }
         }
         let gone = service::Destination {
             key: destination,
@@ -321,7 +330,7 @@ impl Registry {
             lower_threshold: 0,
             tunnel: Tunnel::default(),
         };
-        let id = self.new_slot(key(port), u64::MAX, &gone, routes);
+        let id = self.new_slot(services[0], u64::MAX, &gone, routes);
         self.set_absent(id);
         id
     }
@@ -365,8 +374,8 @@ impl Registry {
             return listing;
         };
         if let (Some(slot), Some(live)) = (&self.slots[id.0 as usize], self.destination(*id)) {
-            listing.active = live.load.active.load(Ordering::Relaxed);
-            listing.inactive = live.load.inactive.load(Ordering::Relaxed);
+            listing.active = live.load.active();
+            listing.inactive = live.load.inactive();
             listing.persistent = live.load.persistent.load(Ordering::Relaxed);
             listing.statistics = slot.account.statistics();
         }

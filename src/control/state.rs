@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::protocol::{Command, CommandError};
 use crate::packet::Family;
+use crate::scheduler;
 use crate::service::{Destination, DestinationKey, Method, Persistence, Service, ServiceKey, Timeouts, TunnelKind};
 use crate::table::Sysctls;
 
@@ -22,10 +23,6 @@ pub const DESTINATIONS_MAX: usize = 65_536;
 /// The largest weight.
 pub const WEIGHT_MAX: u32 = i32::MAX as u32;
 
-/// Names of the schedulers, as `ipvsadm -s` takes them.
-const SCHEDULERS: &[&str] = &[
-    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf",
-];
 /// Scheduler flags by their listed names.
 const SCHEDULER_FLAGS: &[&str] = &[
     "sh-fallback",
@@ -304,7 +301,7 @@ fn invalid(what: impl Into<String>) -> CommandError {
 }
 
 fn check_service(service: &Service) -> Result<(), CommandError> {
-    if !SCHEDULERS.contains(&service.scheduler.as_str()) {
+    if !scheduler::NAMES.contains(&service.scheduler.as_str()) {
         return Err(CommandError::NoSuchScheduler);
     }
     if let Some(engine) = &service.persistence_engine
