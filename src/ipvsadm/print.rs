@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::names::Names;
 use super::parse::{Columns, Format};
+use super::scheduler_flags;
 use crate::control::protocol::{ConnectionListing, DestinationListing, ServiceListing, Timeouts, TrafficStatistics};
 use crate::packet::{Family, Protocol};
 use crate::service::{
@@ -114,8 +115,8 @@ fn service_line(out: &mut String, listing: &ServiceListing, format: Format, name
 
 fn service_flags(service: &Service) -> String {
     let mut out = String::new();
-    if !service.scheduler_flags.is_empty() {
-        put!(out, " ({})", service.scheduler_flags.join(","));
+    if let Some(flags) = scheduler_flags::listed(service) {
+        put!(out, " ({flags})");
     }
     if let Some(persistence) = service.persistence {
         put!(out, " persistent {}", persistence.timeout_s);
@@ -306,8 +307,8 @@ fn service_rule(service: &Service) -> String {
     if service.one_packet {
         out += " -o";
     }
-    if !service.scheduler_flags.is_empty() {
-        put!(out, " -b {}", service.scheduler_flags.join(","));
+    if let Some(flags) = scheduler_flags::listed(service) {
+        put!(out, " -b {flags}");
     }
     out
 }

@@ -1,6 +1,7 @@
 //! Scheduler flags (`-b`): three bits that `sh` and `mh` give names of their own.
 
 use super::parse::UsageError;
+use crate::service::Service;
 
 const PLAIN: [&str; 3] = ["flag-1", "flag-2", "flag-3"];
 const NAMED: [(&str, [&str; 3]); 2] = [
@@ -41,6 +42,18 @@ pub fn parse(scheduler: &str, text: &str) -> Result<Vec<String>, UsageError> {
         .filter(|bit| set[*bit])
         .map(|bit| names[bit].to_owned())
         .collect())
+}
+
+/// The flags as listings and rules show them. `sh` and `mh` have no third flag: ipvsadm takes it and never shows it.
+pub fn listed(service: &Service) -> Option<String> {
+    let named = NAMED.iter().any(|(name, _)| *name == service.scheduler);
+    let flags = service
+        .scheduler_flags
+        .iter()
+        .map(String::as_str)
+        .filter(|flag| !named || *flag != PLAIN[2]);
+    let flags = flags.collect::<Vec<_>>().join(",");
+    (!flags.is_empty()).then_some(flags)
 }
 
 #[cfg(test)]

@@ -637,13 +637,14 @@ fn long_names_are_cut_in_listings_only() {
 }
 
 #[test]
-fn persistence_shows_mask_and_engine() {
+fn persistence_and_flags_are_shown() {
     let mut control = InMemory::default();
     for line in [
         "-A -u 10.0.0.1:5060 -s rr -p 30 -M 255.255.0.0 --pe sip",
         "-A -t [2001:db8::1]:80 -s rr -p 30 -M 64",
         "-A -f 4294967295 -s sh -b sh-port -p",
         "-A -t 10.0.0.1:0 -s rr -p 5 -M 24",
+        "-A -t 10.0.0.1:7 -s mh -b mh-port,flag-3",
     ] {
         assert_eq!(control.run(&format!("ipvsadm {line}")), Outcome::default(), "{line}");
     }
@@ -653,6 +654,7 @@ fn persistence_shows_mask_and_engine() {
         [
             "FWM  -1 sh (sh-port) persistent 360",
             "TCP  10.0.0.1:0 rr persistent 5 mask 0.0.0.24",
+            "TCP  10.0.0.1:7 mh (mh-port)",
             "UDP  10.0.0.1:5060 rr persistent 30 mask 255.255.0.0 pe sip",
             "TCP  [2001:db8::1]:80 rr persistent 30 mask 64",
         ]
@@ -661,6 +663,7 @@ fn persistence_shows_mask_and_engine() {
         control.run("ipvsadm -Sn").stdout,
         "-A -f -1 -s sh -p 360 -b sh-port\n\
         -A -t 10.0.0.1:0 -s rr -p 5 -M 0.0.0.24\n\
+        -A -t 10.0.0.1:7 -s mh -b mh-port\n\
         -A -u 10.0.0.1:5060 -s rr -p 30 -M 255.255.0.0 --pe sip\n\
         -A -t [2001:db8::1]:80 -s rr -p 30 -M 64\n"
     );
