@@ -20,11 +20,32 @@ const INTERFACE: [(&str, &str); 8] = [
 ];
 
 /// Parts with a form of their own; the rest is listed behind them.
-const KNOWN: [&str; 4] = ["frames", "interfaces", "connections", "latency_ns"];
+const KNOWN: [&str; 11] = [
+    "version",
+    "pid",
+    "uptime_s",
+    "workers",
+    "generation",
+    "unsaved",
+    "frames",
+    "interfaces",
+    "connections",
+    "latency_ns",
+    "batch_sizes",
+];
+
+/// Appends to a `String`, which cannot fail.
+macro_rules! line {
+    ($out:expr, $($argument:tt)*) => {
+        // Writing to a String never fails.
+        let _ = writeln!($out, $($argument)*);
+    };
+}
 
 /// Prints statistics for people.
 pub fn text(statistics: &Value) -> String {
     let mut out = String::new();
+    daemon_text(&mut out, statistics);
     if let Some(frames) = statistics.get("frames") {
         frames_text(&mut out, frames);
     }
@@ -36,7 +57,18 @@ pub fn text(statistics: &Value) -> String {
         connections_text(&mut out, connections);
     }
     if let Some(latency) = statistics.get("latency_ns") {
-        latency_text(&mut out, latency);
+        line!(
+            out,
+            "\nLATENCY THROUGH THE DIRECTOR\n  {}",
+            quantiles(latency, duration, "frames")
+        );
+    }
+    if let Some(sizes) = statistics.get("batch_sizes") {
+        line!(
+            out,
+            "\nFRAMES A BATCH\n  {}",
+            quantiles(sizes, |frames| frames.to_string(), "batches")
+        );
     }
     let rest = statistics.as_object().into_iter().flatten();
     let rest: Vec<_> = rest.filter(|(name, _)| !KNOWN.contains(&name.as_str())).collect();
@@ -49,12 +81,34 @@ pub fn text(statistics: &Value) -> String {
     out
 }
 
-/// Appends to a `String`, which cannot fail.
-macro_rules! line {
-    ($out:expr, $($argument:tt)*) => {
-        // Writing to a String never fails.
-        let _ = writeln!($out, $($argument)*);
-    };
+/// Who answers, since when, and what is wrong with it.
+fn daemon_text(out: &mut String, statistics: &Value) {
+    let number = |name: &str| statistics.get(name).and_then(Value::as_u64);
+    if let Some(version) = statistics.get("version").and_then(Value::as_str) {
+        let mut parts = vec![format!("uvs {version}")];
+        parts.extend(number("pid").map(|pid| format!("process {pid}")));
+        parts.extend(number("uptime_s").map(|uptime_s| format!("up {}", uptime(uptime_s))));
+        parts.extend(
+            number("workers").map(|workers| format!("{workers} worker{}", if workers == 1 { "" } else { "s" })),
+        );
+        parts.extend(number("generation").map(|changes| format!("{changes} table changes")));
+        line!(out, "{}", parts.join(", "));
+    }
+    if let Some(reason) = statistics.get("unsaved").and_then(Value::as_str) {
+        line!(out, "The rules are not saved: {reason}");
+    }
+    if !out.is_empty() {
+        out.push('\n');
+    }
+}
+
+fn uptime(s: u64) -> String {
+    match s {
+        0..60 => format!("{s} s"),
+        60..3_600 => format!("{} min {} s", s / 60, s % 60),
+        3_600..86_400 => format!("{} h {} min", s / 3_600, s / 60 % 60),
+        _ => format!("{} d {} h", s / 86_400, s / 3_600 % 24),
+    }
 }
 
 fn frames_text(out: &mut String, frames: &Value) {
@@ -146,23 +200,30 @@ fn connections_text(out: &mut String, connections: &Value) {
     }
 }
 
-fn latency_text(out: &mut String, latency: &Value) {
+/// `p50 …   p99 …   p999 …   max …   of N things`, and whatever else there is.
+fn quantiles(histogram: &Value, show: impl Fn(u64) -> String, things: &str) -> String {
     let first = ["p50", "p99", "p999", "max"];
-    let others = latency.as_object().into_iter().flat_map(Map::keys).map(String::as_str);
-    let names = first.into_iter().chain(others.filter(|name| !first.contains(name)));
-    let parts = names.filter_map(|name| {
-        let ns = latency.get(name)?.as_u64()?;
-        Some(match ns {
-            0..1_000 => format!("{name} {ns} ns"),
-            1_000..1_000_000 => format!("{name} {:.1} µs", ns as f64 / 1e3),
-            _ => format!("{name} {:.1} ms", ns as f64 / 1e6),
-        })
-    });
-    line!(
-        out,
-        "\nLATENCY THROUGH THE DIRECTOR\n  {}",
-        parts.collect::<Vec<_>>().join("   ")
-    );
+    let others = histogram
+        .as_object()
+        .into_iter()
+        .flat_map(Map::keys)
+        .map(String::as_str);
+    let others = others.filter(|name| !first.contains(name) && *name != "count");
+    let number = |name: &str| histogram.get(name).and_then(Value::as_u64);
+    let parts = first.into_iter().chain(others);
+    let mut parts: Vec<_> = parts
+        .filter_map(|name| Some(format!("{name} {}", show(number(name)?))))
+        .collect();
+    parts.extend(number("count").map(|count| format!("of {count} {things}")));
+    parts.join("   ")
+}
+
+fn duration(ns: u64) -> String {
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
+        _ => format!("{:.1} ms", ns as f64 / 1e6),
+    }
 }
 
 /// `name.part: value`, one line a number.
@@ -202,10 +263,16 @@ mod tests {
                 {"name": "e1", "driver": "raw", "mode": "packet"},
             ],
             "connections": {"capacity": 1000, "used": 250, "templates": 3},
-            "latency_ns": {"p50": 900, "p99": 12_300, "p999": 456_700, "max": 7_800_000},
-            "workers": [{"batches": 4}],
+            "latency_ns": {"p50": 900, "p99": 12_300, "p999": 456_700, "max": 7_800_000, "count": 1_234},
+            "batch_sizes": {"p50": 1, "p99": 64, "p999": 64, "max": 64, "count": 90},
+            "version": "1.2.3", "pid": 42, "uptime_s": 93_784, "workers": 1, "generation": 7,
+            "unsaved": "/var/lib/uvs: No space left on device",
+            "novel": [{"thing": 4}],
         });
         let expected = "\
+uvs 1.2.3, process 42, up 1 d 2 h, 1 worker, 7 table changes
+The rules are not saved: /var/lib/uvs: No space left on device
+
 FRAMES
   received                          100
   generated                           1
@@ -225,9 +292,12 @@ CONNECTIONS
   templates: 3
 
 LATENCY THROUGH THE DIRECTOR
-  p50 900 ns   p99 12.3 µs   p999 456.7 µs   max 7.8 ms
+  p50 900 ns   p99 12.3 µs   p999 456.7 µs   max 7.8 ms   of 1234 frames
 
-workers.0.batches: 4
+FRAMES A BATCH
+  p50 1   p99 64   p999 64   max 64   of 90 batches
+
+novel.0.thing: 4
 ";
         let found = text(&statistics);
         assert_eq!(found, expected);

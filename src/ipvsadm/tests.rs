@@ -687,3 +687,49 @@ fn the_sync_daemon_is_refused_after_its_options_are_checked() {
     );
     assert_eq!(control.run("ipvsadm -L --daemon"), Outcome::default());
 }
+
+/// How: the real socket and its server in front of the in-memory control. Goal: 11,000 rules are one exchange, far
+/// from a second each thousand as with one exchange a rule (the limit is for a busy machine and a debug build).
+#[test]
+fn a_restore_through_the_socket_is_fast() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("uvs.sock");
+    let (requests, asked) = crossbeam_channel::unbounded::<crate::control::server::Asked>();
+    let server = crate::control::server::Server::start(&path, requests).unwrap();
+    let control = std::thread::spawn(move || {
+        let mut control = InMemory::default();
+        for asked in asked {
+            let (request, answering) = asked.into_parts();
+            answering.reply(control.call(&request).unwrap());
+        }
+        control.requests
+    });
+    let rules: String = (0..1000)
+        .flat_map(|service| {
+            let address = format!("10.1.{}.{}:80", service / 250, service % 250);
+            let servers = (1..=10).map(move |server| format!("-a -t {address} -r 10.9.0.{server}:80 -m -w 1\n"));
+            std::iter::once(format!("-A -t 10.1.{}.{}:80 -s rr\n", service / 250, service % 250)).chain(servers)
+        })
+        .collect();
+    let mut client = Client::new(path);
+    let mut call = |option: &str, stdin: &str| {
+        let arguments = [option.to_owned()];
+        let names = RecordedNames::new();
+        run(
+            Program::Ipvsadm,
+            "ipvsadm",
+            &arguments,
+            &mut stdin.as_bytes(),
+            &mut client,
+            &names,
+        )
+    };
+    let start = std::time::Instant::now();
+    assert_eq!(call("-R", &rules), Outcome::default());
+    let took = start.elapsed();
+    assert!(took.as_secs() < 5, "11,000 rules took {took:?}");
+    assert_eq!(call("-Sn", "").stdout, rules);
+    println!("11,000 rules: {took:?}");
+    drop(server);
+    assert_eq!(control.join().unwrap(), 2);
+}

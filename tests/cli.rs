@@ -1,0 +1,90 @@
+//! The built program, called by each of its names: which dialect answers, and with which exit code.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Runs a program without a daemon behind its socket.
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("UVS_SOCKET", "/nonexistent/uvs.sock")
+        .stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn uvs(arguments: &[&str]) -> Output {
+    run(Path::new(env!("CARGO_BIN_EXE_uvs")), arguments)
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn links_speak_ipvsadm() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["ipvsadm", "ipvsadm-save", "ipvsadm-restore"] {
+        let link = dir.path().join(name);
+        symlink(env!("CARGO_BIN_EXE_uvs"), &link).unwrap();
+        let output = run(&link, &[]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(
+            text(&output.stderr).starts_with("Can't initialize ipvs: uvs is not running: /nonexistent/"),
+            "{name}"
+        );
+    }
+    let ipvsadm = dir.path().join("ipvsadm");
+    let help = run(&ipvsadm, &["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    let usage = format!("\n  {} -L|l [virtual-service] [options]\n", ipvsadm.display());
+    assert!(text(&help.stdout).contains(&usage), "it names the program as called");
+    assert_eq!(run(&ipvsadm, &["-L", "--bogus"]).status.code(), Some(255));
+    assert_eq!(run(&ipvsadm, &["-A"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_subcommand_gives_everything_to_the_dialect() {
+    let help = uvs(&["ipvsadm", "-h"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(text(&help.stdout).contains("\n  ipvsadm -C\n"));
+    assert!(text(&uvs(&["ipvsadm", "--version"]).stdout).starts_with("ipvsadm v1.31 "));
+    let output = uvs(&["ipvsadm", "-A", "-t", "10.0.0.1:80", "--", "-s"]);
+    assert_eq!(
+        (output.status.code(), text(&output.stderr)),
+        (Some(2), "unexpected argument -s\n")
+    );
+}
+
+#[test]
+fn exit_codes() {
+    for (arguments, code) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["run", "--help"], 0),
+        (&[], 2),
+        (&["bogus"], 2),
+        (&["sysctl"], 2),
+        (&["sysctl", "kernel.pid_max"], 2),
+        (&["sysctl", "net.ipv4.vs.pmtu_disc"], 1),
+        (&["ping"], 1),
+        (&["stats", "--json"], 1),
+        (&["stop"], 1),
+    ] {
+        let output = uvs(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
+        if code == 1 {
+            assert!(
+                text(&output.stderr).ends_with("; `uvs run` starts it\n"),
+                "{arguments:?}"
+            );
+        }
+    }
+}
