@@ -1,6 +1,6 @@
 //! The command tree of `uvs`, and who runs each command.
 //!
-//! [`ask`] holds the subcommands that ask the daemon one thing, [`stats`] the human form of the statistics.
+//! `ask` holds the subcommands that ask the daemon one thing, `stats` the human form of the statistics.
 //!
 //! Words: *program* is the name that uvs was called by, *subcommand* what follows it. Called as `ipvsadm`,
 //! `ipvsadm-save` or `ipvsadm-restore`, or as `uvs ipvsadm …`, all arguments go to that dialect untouched, which reads
