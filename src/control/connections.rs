@@ -1,12 +1,9 @@
-//! The connection entries' file: where it is, what a daemon before left in it, expiry, and the listing.
+//! The connection entries' file: where it is, and what a daemon before left in it.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use super::outside::ListConnections;
-use super::protocol::ConnectionListing;
 use super::registry::{Registry, Routes};
 use crate::conn::{Connection, ConnectionTable, Entries, EntriesError, Kind, Recovered, Recovery, Tick};
 use crate::conn::{boot_id, is_tmpfs};
@@ -17,9 +14,6 @@ use crate::table::{Destination, DestinationId, HopId};
 /// Run directories that are tried when none is given.
 const RUN_DIRS: [&str; 2] = ["/run/uvs", "/dev/shm/uvs"];
 const FILE: &str = "connections";
-/// Entries that one sweep looks at, at most: 100 ms of 10 million entries a second.
-const SWEEP_BUDGET: usize = 1 << 20;
-
 /// Why there is no connection table.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
@@ -178,37 +172,4 @@ fn count(connection: &Connection, destination: &Destination) {
             .add(connection.state.is_active(), destination.upper_threshold),
         Kind::Template => destination.load.add_template(destination.upper_threshold),
     }
-}
-
-/// Expires what is due and takes it off its destination's numbers.
-pub fn sweep(connections: &ConnectionTable, now: Tick, destinations: &[Option<Arc<Destination>>]) {
-    connections.sweep(now, SWEEP_BUDGET, &mut |connection| {
-        let Some(Some(destination)) = destinations.get(connection.destination_id as usize) else {
-            return;
-        };
-        let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
-        match connection.kind {
-            Kind::Connection => destination.load.remove(connection.state.is_active(), upper, lower),
-            Kind::Template => destination.load.remove_template(upper, lower),
-        }
-    });
-}
-
-/// The listing of all, made where it is called.
-pub fn list(connections: &Arc<ConnectionTable>, now: Tick) -> ListConnections {
-    let connections = connections.clone();
-    Box::new(move || {
-        let mut listing = Vec::new();
-        connections.for_each(|connection| {
-            listing.push(ConnectionListing {
-                protocol: connection.protocol.0,
-                expires_s: connection.deadline.seconds_left(now),
-                state: connection.state.name().to_owned(),
-                client: connection.client,
-                virtual_address: connection.virtual_address,
-                destination: connection.destination,
-            });
-        });
-        listing
-    })
 }
