@@ -229,6 +229,11 @@ impl<O: Outside> Control<O> {
         Ok(())
     }
 
+    /// Saves the rules as they are.
+    pub fn save_now(&mut self) {
+        self.save(|| {});
+    }
+
     /// Saves the state, then does what is to be done.
     fn save(&mut self, then: impl FnOnce() + Send + 'static) {
         match &self.saver {

@@ -28,6 +28,8 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_MAX: Duration = Duration::from_secs(60);
 /// A client must take each part of its answer within this time.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a stopping daemon waits for its last answers to be written.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// How often a waiting client thread looks whether the daemon is stopping.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
@@ -99,13 +101,16 @@ pub enum ServerError {
     },
 }
 
-/// The listening socket. Dropping it closes it and removes its file.
+/// The listening socket. Dropping it closes it, removes its file, and waits a moment until answers that were given are
+/// written.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
     /// Device and inode of our file: another daemon's file at the same path is left alone.
     identity: (u64, u64),
     stopping: Arc<AtomicBool>,
+    /// Clients between their request and the end of its answer.
+    busy: Arc<AtomicUsize>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
@@ -138,12 +143,14 @@ impl Server {
 
         let waker = Waker::new().map_err(system("cannot make a waker"))?;
         let stopping = Arc::new(AtomicBool::new(false));
+        let busy = Arc::new(AtomicUsize::new(0));
         let accepting = Accepting {
             polls: PollSet::new(waker.clone(), &[listener.as_raw_fd()]),
             listener,
             requests,
             stopping: stopping.clone(),
             clients: Arc::new(AtomicUsize::new(0)),
+            busy: busy.clone(),
         };
         let thread = thread::Builder::new()
             .name("uvs-socket".to_owned())
@@ -153,6 +160,7 @@ impl Server {
             path: path.to_owned(),
             identity: (metadata.dev(), metadata.ino()),
             stopping,
+            busy,
             waker,
             thread: Some(thread),
         })
@@ -171,6 +179,10 @@ impl Drop for Server {
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             log::warn!("control socket {}: cannot remove it: {error}", self.path.display());
+        }
+        let deadline = Instant::now() + LAST_WORDS_MAX;
+        while self.busy.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -211,6 +223,7 @@ struct Accepting {
     requests: Sender<Asked>,
     stopping: Arc<AtomicBool>,
     clients: Arc<AtomicUsize>,
+    busy: Arc<AtomicUsize>,
 }
 
 impl Accepting {
@@ -244,6 +257,7 @@ impl Accepting {
             stream,
             requests: self.requests.clone(),
             stopping: self.stopping.clone(),
+            busy: self.busy.clone(),
             pending: Vec::new(),
         };
         if let Some(message) = refusal {
@@ -278,6 +292,7 @@ struct Client {
     stream: UnixStream,
     requests: Sender<Asked>,
     stopping: Arc<AtomicBool>,
+    busy: Arc<AtomicUsize>,
     /// Read, and not yet a whole line.
     pending: Vec<u8>,
 }
@@ -294,8 +309,17 @@ enum Line {
 impl Client {
     fn serve(&mut self) {
         loop {
-            let reply = match self.line() {
-                Ok(Line::Request(line)) => self.ask(&line),
+            match self.line() {
+                Ok(Line::Request(line)) => {
+                    self.busy.fetch_add(1, Ordering::Relaxed);
+                    let reply = self.ask(&line);
+                    let written = self.write(&reply);
+                    self.busy.fetch_sub(1, Ordering::Relaxed);
+                    if let Err(error) = written {
+                        log::info!("control socket: writing a reply: {error}");
+                        return;
+                    }
+                }
                 Ok(Line::Refused(message)) => {
                     // Closed in any case.
                     let _ = self.write(&Reply::Error { message });
@@ -306,10 +330,6 @@ impl Client {
                     log::info!("control socket: reading a request: {error}");
                     return;
                 }
-            };
-            if let Err(error) = self.write(&reply) {
-                log::info!("control socket: writing a reply: {error}");
-                return;
             }
         }
     }
@@ -532,6 +552,27 @@ mod tests {
             panic!()
         };
         assert_eq!(message, "uvs is stopping");
+    }
+
+    #[test]
+    fn the_last_answer_is_written_before_the_server_is_gone() {
+        let mut fixture = Fixture::new();
+        let mut client = fixture.connect();
+        send(&mut client, b"{\"request\":\"ping\"}\n");
+        let (_, answering) = fixture.requests.recv().unwrap().into_parts();
+        answering.reply_with(|| {
+            thread::sleep(Duration::from_millis(200));
+            Reply::Ok {
+                version: "v".to_owned(),
+                pid: 7,
+            }
+        });
+        let server = fixture.server.take().unwrap();
+        let busy = server.busy.clone();
+        assert_eq!(busy.load(Ordering::Relaxed), 1);
+        drop(server);
+        assert_eq!(busy.load(Ordering::Relaxed), 0);
+        assert!(is_ok(&receive(&mut client)));
     }
 
     #[test]
