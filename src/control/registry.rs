@@ -299,30 +299,28 @@ impl Registry {
         }
     }
 
-    /// The slot of the destination that a recovered connection entry belongs to; a trash slot is made for one that
-    /// no service has any more. Call before the workers start.
+    /// The slot of the destination that a recovered connection entry belongs to, `services` being those that it can
+    /// belong to, the likeliest first. A trash slot is made for one that no service has any more. Call before the
+    /// workers start.
     pub fn slot_of_entry(
         &mut self,
-        protocol: TransportProtocol,
-        virtual_address: (IpAddr, u16),
+        services: &[ServiceKey],
         destination: DestinationKey,
         method: Method,
         routes: &mut dyn Routes,
     ) -> DestinationId {
-        let (address, port) = virtual_address;
-        let key = |port| ServiceKey::Address {
-            protocol,
-            address,
-            port,
-        };
-        // A service with port 0 serves every port: its destinations keep the client's unless they have their own.
+        // Destinations of services with port 0 keep the client's port unless they have their own.
         let any_port = DestinationKey { port: 0, ..destination };
-        let candidates = [(key(port), destination), (key(0), destination), (key(0), any_port)];
-        if let Some(id) = candidates.iter().find_map(|candidate| self.by_key.get(candidate)) {
-            if let Some(slot) = &mut self.slots[id.0 as usize] {
-                slot.was_nat |= method == Method::Masq;
+        let candidates = services
+            .iter()
+            .flat_map(|service| [(*service, destination), (*service, any_port)]);
+        for candidate in candidates {
+            if let Some(id) = self.by_key.get(&candidate) {
+                if let Some(slot) = &mut self.slots[id.0 as usize] {
+                    slot.was_nat |= method == Method::Masq;
+                }
+                return *id;
             }
-            return *id;
         }
         let gone = service::Destination {
             key: destination,
@@ -332,7 +330,7 @@ impl Registry {
             lower_threshold: 0,
             tunnel: Tunnel::default(),
         };
-        let id = self.new_slot(key(port), u64::MAX, &gone, routes);
+        let id = self.new_slot(services[0], u64::MAX, &gone, routes);
         self.set_absent(id);
         id
     }

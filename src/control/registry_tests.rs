@@ -256,11 +256,10 @@ fn reach_is_asked_once_an_address_and_changes_are_seen() {
 fn recovered_entries_find_their_destination_or_get_a_trash_slot() {
     let mut world = World::new(&[add_service(WEB), add(1)]);
     let mut slot = |last: u8| {
-        let vip = (IpAddr::from([10, 0, 0, 1]), 80);
         let routes = &mut Everywhere(Reach::Resolving);
         let key = server(last, Method::Masq).key;
         let registry = &mut world.registry;
-        registry.slot_of_entry(TransportProtocol::Tcp, vip, key, Method::Masq, routes)
+        registry.slot_of_entry(&[WEB], key, Method::Masq, routes)
     };
     let (present, gone) = (slot(1), slot(9));
     assert_eq!(slot(9), gone);

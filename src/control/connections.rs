@@ -1,0 +1,175 @@
+//! The connection entries' file: where it is, and what a daemon before left in it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::registry::{Registry, Routes};
+use crate::conn::{Connection, ConnectionTable, Entries, EntriesError, Kind, Recovered, Recovery, Tick};
+use crate::conn::{boot_id, is_tmpfs};
+use crate::packet::{Family, Protocol};
+use crate::service::{DestinationKey, ServiceKey, TransportProtocol};
+use crate::table::{Destination, DestinationId, HopId};
+
+/// Run directories that are tried when none is given.
+const RUN_DIRS: [&str; 2] = ["/run/uvs", "/dev/shm/uvs"];
+const FILE: &str = "connections";
+/// Why there is no connection table.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    /// Of the system.
+    #[error("run directory {}: {action}: {source}", path.display())]
+    System {
+        /// The directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Neither default is on tmpfs.
+    #[error("neither {} nor {} is on tmpfs: give a --run-dir that is", RUN_DIRS[0], RUN_DIRS[1])]
+    NoTmpfs,
+    /// Of the file.
+    #[error("{0}")]
+    Entries(#[from] EntriesError),
+}
+
+/// The file of one daemon.
+#[derive(Debug)]
+pub struct EntriesFile {
+    path: PathBuf,
+}
+
+impl EntriesFile {
+    /// The place for a daemon with this state directory: a folder of its own below the run directory.
+    pub fn place(run_dir: Option<&Path>, state_dir: &Path) -> Result<EntriesFile, RunDirError> {
+        let state_dir = fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+        // A stable short name: the same directory has the same one at the next start.
+        let name = format!("{:016x}", super::config::fingerprint(&state_dir.to_string_lossy()));
+        let base = match run_dir {
+            Some(path) => path.to_owned(),
+            None => default_run_dir()?,
+        };
+        let folder = base.join(name);
+        fs::create_dir_all(&folder).map_err(|source| RunDirError::System {
+            path: folder.clone(),
+            action: "cannot create it",
+            source,
+        })?;
+        Ok(EntriesFile {
+            path: folder.join(FILE),
+        })
+    }
+
+    /// Opens what a daemon before left, or makes it anew. `true`: there may be entries to recover.
+    pub fn open(&self, capacity: u32) -> Result<(Entries, bool), RunDirError> {
+        let boot_id = boot_id().map_err(|source| RunDirError::System {
+            path: PathBuf::from("/proc/sys/kernel/random/boot_id"),
+            action: "cannot read it",
+            source,
+        })?;
+        let slots = ConnectionTable::slots_for(capacity);
+        if self.path.exists() {
+            match Entries::open(&self.path, slots, boot_id) {
+                Ok(entries) => return Ok((entries, true)),
+                Err(error @ (EntriesError::InUse { .. } | EntriesError::Io { .. })) => return Err(error.into()),
+                Err(error) => {
+                    log::warn!("{error}: starting without the connections in it");
+                    self.remove();
+                }
+            }
+        }
+        Ok((Entries::create(&self.path, slots, boot_id)?, false))
+    }
+
+    /// Removes the file: the next start begins without connections.
+    pub fn remove(&self) {
+        match fs::remove_file(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => log::error!("connection entries {}: cannot remove: {error}", self.path.display()),
+        }
+        if let Some(folder) = self.path.parent()
+            && let Err(error) = fs::remove_dir(folder)
+        {
+            log::debug!("run directory {}: {error}", folder.display());
+        }
+    }
+}
+
+fn default_run_dir() -> Result<PathBuf, RunDirError> {
+    for path in RUN_DIRS {
+        let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
+        if is_tmpfs(parent).unwrap_or(false) {
+            return Ok(PathBuf::from(path));
+        }
+    }
+    Err(RunDirError::NoTmpfs)
+}
+
+/// Puts the entries that were left into the table, each with its destination's slot, and counts them. Before any worker
+/// runs.
+pub fn recover(
+    connections: &ConnectionTable,
+    now: Tick,
+    registry: &mut Registry,
+    routes: &mut dyn Routes,
+) -> Recovered {
+    connections.recover(now, &mut |connection| {
+        let Some(id) = slot(connection, registry, routes) else {
+            return Recovery::Drop;
+        };
+        if let Some(destination) = registry.destination(id) {
+            count(connection, destination);
+        }
+        Recovery::Keep {
+            destination_id: id.0,
+            client_hop: HopId::UNKNOWN.0,
+        }
+    })
+}
+
+fn slot(connection: &Connection, registry: &mut Registry, routes: &mut dyn Routes) -> Option<DestinationId> {
+    let (address, port) = connection.destination;
+    let destination = DestinationKey { address, port };
+    let services = services_of(connection)?;
+    Some(registry.slot_of_entry(&services, destination, connection.method, routes))
+}
+
+/// The services that an entry can belong to, the likeliest first.
+fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
+    let (address, port) = connection.virtual_address;
+    if connection.fwmark != 0 {
+        let ipv6 = Family::of(connection.client.0) == Family::V6;
+        return Some(vec![ServiceKey::FwMark {
+            mark: connection.fwmark,
+            ipv6,
+        }]);
+    }
+    let protocol = match connection.protocol {
+        Protocol::TCP => TransportProtocol::Tcp,
+        Protocol::UDP => TransportProtocol::Udp,
+        Protocol::SCTP => TransportProtocol::Sctp,
+        _ => return None,
+    };
+    let key = |port| ServiceKey::Address {
+        protocol,
+        address,
+        port,
+    };
+    Some(if port == 0 {
+        vec![key(0)]
+    } else {
+        vec![key(port), key(0)]
+    })
+}
+
+fn count(connection: &Connection, destination: &Destination) {
+    match connection.kind {
+        Kind::Connection => destination
+            .load
+            .add(connection.state.is_active(), destination.upper_threshold),
+        Kind::Template => destination.load.add_template(destination.upper_threshold),
+    }
+}
