@@ -7,8 +7,8 @@ use crate::conn::ticks_of_seconds;
 use crate::conn::{EntryRef, InsertError, NewConnection, NewTemplate, State, tcp};
 use crate::forward::icmp;
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{DropReason, Family, FlowKey, Frame, Mac, Parsed, Protocol};
-use crate::service::{DestinationKey, Method, Persistence};
+use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol};
+use crate::service::{DestinationKey, Method};
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, Service};
 
 /// Where a new connection goes.
@@ -69,7 +69,7 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// The destination of a new connection: the persistence template's, else the scheduler's choice.
     fn choose(&mut self, service: &Service, flow: &FlowKey) -> Result<Choice<'a>, DropReason> {
-        let Some(persistence) = &service.persistence else {
+        let Some((persistence, key)) = service.persistence.as_ref().zip(service.template_key(flow)) else {
             let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
             let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
             return Ok(Choice {
@@ -78,7 +78,6 @@ impl<'a, D: Driver> Round<'a, D> {
                 template: None,
             });
         };
-        let key = template_key(service, persistence, flow);
         let ticks = ticks_of_seconds(persistence.timeout_s);
         if let Some(template) = self.connections.lookup_template(&key) {
             let id = DestinationId(template.destination_id());
@@ -260,22 +259,4 @@ fn destination_of(service: &Service, destination: &Destination, flow: &FlowKey) 
         address: destination.key.address,
         port,
     }
-}
-
-/// What names a client's template: its masked address, the virtual address and the service's port.
-fn template_key(service: &Service, persistence: &Persistence, flow: &FlowKey) -> FlowKey {
-    let mut key = *flow;
-    match flow.family {
-        Family::V4 => key.addresses[0] &= (persistence.mask as u64) << 32 | 0xffff_ffff,
-        Family::V6 => {
-            let mask = match persistence.mask {
-                0 => 0,
-                len => u128::MAX << (128 - len.min(128)),
-            };
-            key.addresses[0] &= (mask >> 64) as u64;
-            key.addresses[1] &= mask as u64;
-        }
-    }
-    key.ports = service.key.port() as u32;
-    key
 }

@@ -31,6 +31,17 @@ pub struct InterfaceStatistics {
     pub tx_failed: u64,
 }
 
+impl InterfaceStatistics {
+    /// Adds another worker's numbers.
+    pub fn add(&mut self, other: &InterfaceStatistics) {
+        self.rx_ring_full += other.rx_ring_full;
+        self.fill_ring_empty += other.fill_ring_empty;
+        self.rx_dropped += other.rx_dropped;
+        self.tx_invalid += other.tx_invalid;
+        self.tx_failed += other.tx_failed;
+    }
+}
+
 /// The driver of one worker: every queue it owns, of every interface, in one frame memory, so that what comes in
 /// at one interface leaves at another without a copy. Every frame handed out by `receive` or `allocate` comes
 /// back by exactly one of `transmit`, `hand_back` or `free`.

@@ -14,7 +14,7 @@ use crate::table::Table;
 /// How often an idle worker looks up by itself: expiry of held fragments, heartbeat.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 /// Latencies above this are recorded as this (1 s).
-const LATENCY_MAX_NS: u64 = 1_000_000_000;
+pub const LATENCY_MAX_NS: u64 = 1_000_000_000;
 
 /// What the control thread asks of a worker. Each is answered between two batches.
 pub enum WorkerCommand {

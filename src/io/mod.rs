@@ -30,6 +30,7 @@
 pub mod afxdp;
 pub mod bpf;
 pub mod buffer;
+pub mod clock;
 pub mod ethtool;
 pub mod filter;
 pub mod guardian;

@@ -142,14 +142,19 @@ impl Table {
 
     /// Takes an entry that ended off its destination's numbers.
     pub fn count_off(&self, gone: &Connection) {
-        let Some(destination) = self.destination(DestinationId(gone.destination_id)) else {
-            return;
-        };
-        let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
-        match gone.kind {
-            Kind::Connection => destination.load.remove(gone.state.is_active(), upper, lower),
-            Kind::Template => destination.load.remove_template(upper, lower),
-        }
+        count_off(&self.destinations, gone);
+    }
+}
+
+/// Takes an entry that ended off its destination's numbers, `destinations` being [`Table::destinations`].
+pub fn count_off(destinations: &[Option<Arc<Destination>>], gone: &Connection) {
+    let Some(Some(destination)) = destinations.get(gone.destination_id as usize) else {
+        return;
+    };
+    let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
+    match gone.kind {
+        Kind::Connection => destination.load.remove(gone.state.is_active(), upper, lower),
+        Kind::Template => destination.load.remove_template(upper, lower),
     }
 }
 
@@ -254,6 +259,22 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
+    /// What names a client's persistence template: its masked address, the virtual address, and the service's port.
+    pub fn template_key(&self, flow: &FlowKey) -> Option<FlowKey> {
+        let mask = self.persistence?.mask;
+        let mut key = *flow;
+        match flow.family {
+            Family::V4 => key.addresses[0] &= (mask as u64) << 32 | 0xffff_ffff,
+            Family::V6 => {
+                let mask = u128::MAX.checked_shl(128 - mask.min(128)).unwrap_or(0);
+                key.addresses[0] &= (mask >> 64) as u64;
+                key.addresses[1] &= mask as u64;
+            }
+        }
+        key.ports = self.key.port() as u32;
+        Some(key)
+    }
+
     /// The destination for a new connection, or `None` when none may take it.
     #[inline]
     pub fn pick(&self, flow: &FlowKey) -> Option<DestinationId> {

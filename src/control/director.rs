@@ -1,0 +1,322 @@
+//! Workers, filter, kernel and clock as the control thread sees them: the real [`Outside`].
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use hdrhistogram::Histogram;
+
+use super::outside::{ListConnections, Outside, Stuck};
+use super::protocol::ConnectionListing;
+use super::registry::Routes;
+use super::report::{InterfaceReport, Report};
+use crate::conn::{Connection, ConnectionTable, Tick};
+use crate::dataplane::counters::{FrameCounts, WorkerShared};
+use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand};
+use crate::io::clock;
+use crate::io::filter::{FilterCounters, FilterMaps, Rule};
+use crate::io::netlink::Resolver;
+use crate::io::poll::Waker;
+use crate::table::{self, Destination, Interface, Reach, Table};
+
+/// A worker that does not take a new table for so long is stuck.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Numbers are not worth waiting longer for.
+const STATISTICS_MAX: Duration = Duration::from_secs(2);
+/// Entries that a sweep reads at most.
+const SWEEP_BUDGET: usize = 200_000;
+/// Between two looks at neighbours that are being resolved.
+const NETWORK_WAIT: Duration = Duration::from_millis(5);
+
+/// A worker thread, seen from the control thread.
+pub struct WorkerHandle {
+    /// Its orders.
+    pub commands: Sender<WorkerCommand>,
+    /// Ends its sleep.
+    pub waker: Waker,
+    /// Its numbers.
+    pub shared: Arc<WorkerShared>,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+impl WorkerHandle {
+    /// `false`: the thread has ended.
+    fn order(&self, command: WorkerCommand) -> bool {
+        let sent = self.commands.send(command).is_ok();
+        self.waker.wake();
+        sent
+    }
+}
+
+/// An interface in use.
+pub struct ServedInterface {
+    /// As the workers see it.
+    pub interface: Interface,
+    /// `xdp`, `afxdp` or `raw`.
+    pub driver: &'static str,
+    /// What the driver got, such as `native`.
+    pub mode: String,
+    /// Its filter.
+    pub filter: ServedFilter,
+}
+
+/// What asks an interface's filter for its counters.
+pub type ServedFilter = Box<dyn Fn() -> FilterCounters>;
+
+/// Everything beyond the control thread.
+pub struct Director {
+    workers: Vec<WorkerHandle>,
+    beats: Vec<u64>,
+    served: Vec<ServedInterface>,
+    interfaces: Arc<[Interface]>,
+    indexes: Vec<u32>,
+    local: Arc<HashSet<IpAddr>>,
+    maps: FilterMaps,
+    connections: Arc<ConnectionTable>,
+    resolver: Resolver,
+    started: Instant,
+    network_failed: bool,
+}
+
+impl Director {
+    /// Before any worker runs.
+    pub fn new(interfaces: Vec<Interface>, maps: FilterMaps, connections: Arc<ConnectionTable>, resolver: Resolver) -> Director {
+        let mut director = Director {
+            workers: Vec::new(),
+            beats: Vec::new(),
+            served: Vec::new(),
+            indexes: interfaces.iter().map(|i| i.index).collect(),
+            interfaces: interfaces.into(),
+            local: Arc::default(),
+            maps,
+            connections,
+            resolver,
+            started: Instant::now(),
+            network_failed: false,
+        };
+        director.read_network();
+        director
+    }
+
+    /// The interfaces as they are served, and the threads that do it.
+    pub fn set_running(&mut self, served: Vec<ServedInterface>, workers: Vec<WorkerHandle>) {
+        self.beats = vec![u64::MAX; workers.len()];
+        self.served = served;
+        self.workers = workers;
+    }
+
+    /// The filter's maps.
+    pub fn maps(&self) -> &FilterMaps {
+        &self.maps
+    }
+
+    /// Ends the workers; interfaces and filters stay as they are.
+    pub fn stop_workers(&mut self) {
+        for worker in &self.workers {
+            worker.order(WorkerCommand::Stop);
+        }
+        for worker in self.workers.drain(..) {
+            if worker.thread.join().is_err() {
+                log::error!("a worker panicked");
+            }
+        }
+    }
+
+    /// Makes links and addresses what was last read.
+    fn read_network(&mut self) {
+        let local: HashSet<IpAddr> = self.resolver.local_addresses().iter().map(|a| a.address).collect();
+        if *self.local != local {
+            self.local = Arc::new(local);
+        }
+        let current = |old: &Interface| {
+            let addresses = self.resolver.local_addresses().iter().filter(|a| a.link == old.index);
+            let link = self.resolver.link(old.index);
+            Interface {
+                mac: link.and_then(|l| l.mac).unwrap_or(old.mac),
+                mtu: link.map_or(old.mtu, |l| u16::try_from(l.mtu).unwrap_or(u16::MAX)),
+                addresses: addresses.map(|a| a.address).collect(),
+                ..old.clone()
+            }
+        };
+        let interfaces: Vec<Interface> = self.interfaces.iter().map(current).collect();
+        if *self.interfaces != *interfaces {
+            self.interfaces = interfaces.into();
+        }
+    }
+
+    fn refresh(&mut self) {
+        match self.resolver.refresh(Instant::now()) {
+            Ok(()) => self.network_failed = false,
+            Err(error) => self.network_failure(&error),
+        }
+        self.read_network();
+    }
+
+    /// Said once until it works again.
+    fn network_failure(&mut self, error: &crate::io::netlink::Error) {
+        if !self.network_failed {
+            log::error!("cannot follow the network, next hops stay as they are: {error}");
+        }
+        self.network_failed = true;
+    }
+
+    fn frames(&self) -> FrameCounts {
+        let mut sum = FrameCounts::default();
+        self.workers.iter().for_each(|worker| sum.add(&worker.shared.read()));
+        sum
+    }
+
+    fn slow_statistics(&self) -> Vec<SlowStatistics> {
+        let (sender, receiver) = bounded(self.workers.len());
+        let asked = self.workers.iter().filter(|w| w.order(WorkerCommand::Statistics(sender.clone()))).count();
+        let until = Instant::now() + STATISTICS_MAX;
+        (0..asked).filter_map(|_| receiver.recv_deadline(until).ok()).collect()
+    }
+}
+
+impl Routes for Director {
+    fn reach(&mut self, destination: IpAddr) -> Reach {
+        match self.resolver.resolve(destination, &self.indexes, Instant::now()) {
+            Ok(reach) => reach,
+            Err(error) => {
+                self.network_failure(&error);
+                Reach::Resolving
+            }
+        }
+    }
+}
+
+impl Outside for Director {
+    fn now_ms(&self) -> u64 {
+        clock::boot_ns() / 1_000_000
+    }
+
+    fn interfaces(&self) -> Arc<[Interface]> {
+        self.interfaces.clone()
+    }
+
+    fn local_addresses(&self) -> Arc<HashSet<IpAddr>> {
+        self.local.clone()
+    }
+
+    fn network_changed(&mut self) {
+        self.refresh();
+    }
+
+    fn network_tick(&mut self) -> bool {
+        match self.resolver.tick(Instant::now()) {
+            Ok(changed) => changed,
+            Err(error) => {
+                self.network_failure(&error);
+                false
+            }
+        }
+    }
+
+    fn network_wait(&mut self) {
+        std::thread::sleep(NETWORK_WAIT);
+        self.refresh();
+    }
+
+    fn shrink_filter(&mut self, wanted: &HashSet<Rule>) -> Result<(), String> {
+        self.maps.shrink_to(wanted).map_err(|error| error.to_string())
+    }
+
+    fn grow_filter(&mut self, wanted: &HashSet<Rule>) -> Result<(), String> {
+        self.maps.grow_to(wanted).map_err(|error| error.to_string())
+    }
+
+    fn publish(&mut self, table: Arc<Table>) -> Result<(), Stuck> {
+        let until = Instant::now() + ANSWER_MAX;
+        let stuck = |worker| Stuck { worker, seconds: ANSWER_MAX.as_secs() };
+        let mut answers = Vec::with_capacity(self.workers.len());
+        for (number, worker) in self.workers.iter().enumerate() {
+            let (done, answer) = bounded(1);
+            if !worker.order(WorkerCommand::Table(table.clone(), done)) {
+                return Err(stuck(number));
+            }
+            answers.push(answer);
+        }
+        for (number, answer) in answers.iter().enumerate() {
+            // The old table comes back and is freed here, not on the worker.
+            answer.recv_deadline(until).map_err(|_| stuck(number))?;
+        }
+        Ok(())
+    }
+
+    fn check_workers(&mut self) -> Result<(), Stuck> {
+        for (number, worker) in self.workers.iter().enumerate() {
+            let beat = worker.shared.heartbeat.load(std::sync::atomic::Ordering::Relaxed);
+            if beat == self.beats[number] || worker.thread.is_finished() {
+                return Err(Stuck { worker: number, seconds: 1 });
+            }
+            self.beats[number] = beat;
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self, destinations: &[Option<Arc<Destination>>]) {
+        let now = Tick::from_boot_ns(clock::boot_ns());
+        self.connections.sweep(now, SWEEP_BUDGET, &mut |gone| table::count_off(destinations, gone));
+    }
+
+    fn connections(&self) -> ListConnections {
+        let connections = self.connections.clone();
+        Box::new(move || {
+            let now = Tick::from_boot_ns(clock::boot_ns());
+            let mut list = Vec::new();
+            connections.for_each(|connection| list.push(listing(connection, now)));
+            list
+        })
+    }
+
+    fn report(&mut self) -> Report {
+        let mut report = Report {
+            frames: self.frames(),
+            interfaces: self.served.iter().map(interface_report).collect(),
+            connections_capacity: self.connections.capacity().into(),
+            connections_used: self.connections.used(),
+            latency_ns: Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("1 s at 3 digits is a legal histogram"),
+            batch_sizes: Histogram::new(3).expect("3 digits are legal"),
+            workers: self.workers.len(),
+            generation: 0,
+            uptime_s: self.started.elapsed().as_secs(),
+            unsaved: None,
+        };
+        for slow in self.slow_statistics() {
+            report.latency_ns.add(&slow.latency_ns).expect("histograms of one maximum");
+            report.batch_sizes.add(&slow.batch_sizes).expect("the sum grows as needed");
+            for (sum, one) in report.interfaces.iter_mut().zip(&slow.interfaces) {
+                sum.statistics.add(one);
+            }
+        }
+        report
+    }
+}
+
+fn interface_report(served: &ServedInterface) -> InterfaceReport {
+    let filter = (served.filter)();
+    InterfaceReport {
+        name: served.interface.name.clone(),
+        driver: served.driver.to_owned(),
+        mode: served.mode.clone(),
+        filter_matched: filter.matched,
+        filter_passed: filter.passed,
+        ..InterfaceReport::default()
+    }
+}
+
+fn listing(connection: &Connection, now: Tick) -> ConnectionListing {
+    ConnectionListing {
+        protocol: connection.protocol.0,
+        expires_s: connection.deadline.seconds_left(now),
+        state: connection.state.name().to_owned(),
+        client: connection.client,
+        virtual_address: connection.virtual_address,
+        destination: connection.destination,
+    }
+}

@@ -1,0 +1,270 @@
+//! Taking the interfaces into service: which driver they get, its filter in front, a worker thread over each share.
+//!
+//! A daemon has one driver, as a frame that came in by one can leave only by the same one. `auto` takes `xdp` when
+//! every interface can do it natively, else `raw`, and says why.
+
+use std::sync::Arc;
+
+use crossbeam_channel::unbounded;
+
+use super::director::{ServedInterface, WorkerHandle};
+use super::run::RunError;
+use crate::conn::{ConnectionTable, WorkerId};
+use crate::dataplane::counters::WorkerShared;
+use crate::dataplane::driver::Driver;
+use crate::dataplane::pipeline::Pipeline;
+use crate::dataplane::worker::Worker;
+use crate::io::bpf::xdp_link::AttachMode;
+use crate::io::filter::attach;
+use crate::io::filter::{Filter, FilterMaps, Flavour};
+use crate::io::poll::Waker;
+use crate::io::raw::{self, RawInterface, RawWorker};
+use crate::io::tun::Tun;
+use crate::io::xdp::{self, CrateRings, QueueBinding, Rings, XdpConfig, XdpInterface, XskDriver};
+use crate::io::{clock, ethtool};
+use crate::options::DriverChoice;
+use crate::table::{Hops, Interface, InterfaceId, Table};
+
+use std::os::fd::AsFd;
+
+/// Empty rounds of a worker before it sleeps: some microseconds.
+const SPIN_ROUNDS: u32 = 64;
+
+/// What all workers share.
+pub struct Shared {
+    /// The connections.
+    pub connections: Arc<ConnectionTable>,
+    /// Hops to clients.
+    pub hops: Arc<Hops>,
+    /// The first table.
+    pub table: Arc<Table>,
+    /// The way to the local stack.
+    pub tun: Tun,
+}
+
+/// Interfaces in service, and who serves them.
+pub type Running = (Vec<ServedInterface>, Vec<WorkerHandle>);
+
+/// How many workers there will be: as wanted, or one a CPU, but never more than the fewest queues.
+pub fn workers(wanted: Option<u16>, choice: DriverChoice, interfaces: &[Interface]) -> Result<usize, RunError> {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    if choice == DriverChoice::Raw {
+        return Ok(wanted.map_or(cpus, usize::from));
+    }
+    let mut fewest: Option<(usize, &str)> = None;
+    for interface in interfaces {
+        let queues = queues(&interface.name)? as usize;
+        if fewest.is_none_or(|(n, _)| queues < n) {
+            fewest = Some((queues, &interface.name));
+        }
+    }
+    let (fewest, name) = fewest.unwrap_or((1, ""));
+    match wanted.map(usize::from) {
+        Some(wanted) if wanted > fewest => {
+            Err(RunError::TooManyWorkers { wanted, queues: fewest, interface: name.to_owned() })
+        }
+        Some(wanted) => Ok(wanted),
+        None => Ok(cpus.min(fewest)),
+    }
+}
+
+fn queues(interface: &str) -> Result<u32, RunError> {
+    let channels = ethtool::channels(interface);
+    Ok(channels.map_err(|source| RunError::Queues { interface: interface.to_owned(), source })?.rx)
+}
+
+/// Takes the interfaces into service. Frames flow from here on.
+pub fn start(
+    choice: DriverChoice,
+    interfaces: &[Interface],
+    maps: &FilterMaps,
+    workers: usize,
+    shared: &Shared,
+) -> Result<Running, RunError> {
+    let running = match choice {
+        DriverChoice::Raw => start_raw(interfaces, maps, workers, shared)?,
+        DriverChoice::Afxdp => start_afxdp(interfaces, maps, workers, shared)?,
+        DriverChoice::Xdp => {
+            let attached = attach_all(interfaces, maps, None)?;
+            start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared)?
+        }
+        DriverChoice::Auto => match attach_all(interfaces, maps, Some(AttachMode::Native)) {
+            Ok(attached) => start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared)?,
+            Err(RunError::Filter(attach::AttachError::Kernel(error))) => {
+                log::info!("driver raw, because xdp is not possible: {error}");
+                start_raw(interfaces, maps, workers, shared)?
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    for served in &running.0 {
+        log::info!("interface {}: driver {}, {}", served.interface.name, served.driver, served.mode);
+    }
+    Ok(running)
+}
+
+/// Attaches XDP filters to all interfaces, or to none.
+fn attach_all(interfaces: &[Interface], maps: &FilterMaps, mode: Option<AttachMode>) -> Result<Vec<XdpInterface>, RunError> {
+    let mut attached = Vec::with_capacity(interfaces.len());
+    for interface in interfaces {
+        let was_there = attach::query_xdp(interface.index).is_ok_and(|found| found.iter().any(attach::Found::is_ours));
+        match XdpInterface::attach(interface.index, maps, mode, Some(interface.mac)) {
+            Ok(done) => attached.push((done, was_there)),
+            Err(error) => {
+                // One that was there before (of a daemon that died) stays in its place and goes on dropping.
+                for (done, _) in attached.into_iter().filter(|(_, was_there)| !was_there) {
+                    done.detach().unwrap_or_else(|e| log::error!("{e}"));
+                }
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(attached.into_iter().map(|(done, _)| done).collect())
+}
+
+#[cfg(feature = "afxdp")]
+fn start_afxdp(interfaces: &[Interface], maps: &FilterMaps, workers: usize, shared: &Shared) -> Result<Running, RunError> {
+    let attached = attach_all(interfaces, maps, None)?;
+    start_xdp::<crate::io::afxdp::AfxdpRings>("afxdp", attached, interfaces, workers, shared)
+}
+
+#[cfg(not(feature = "afxdp"))]
+fn start_afxdp(_: &[Interface], _: &FilterMaps, _: usize, _: &Shared) -> Result<Running, RunError> {
+    Err(RunError::NoAfxdp)
+}
+
+fn start_xdp<R: Rings + 'static>(
+    driver: &'static str,
+    attached: Vec<XdpInterface>,
+    interfaces: &[Interface],
+    workers: usize,
+    shared: &Shared,
+) -> Result<Running, RunError>
+where
+    XskDriver<R>: Send,
+{
+    let mut drivers = Vec::with_capacity(workers);
+    let mut modes: Vec<(String, Option<String>)> = vec![Default::default(); interfaces.len()];
+    for worker in 0..workers {
+        let waker = Waker::new().map_err(RunError::Waker)?;
+        let config = XdpConfig {
+            queues: queues_of(worker, workers, &attached, interfaces)?,
+            frames_spare: xdp::FRAMES_SPARE_DEFAULT,
+            tun: shared.tun.queue()?,
+            waker: waker.clone(),
+        };
+        let opened = XskDriver::<R>::open(config)?;
+        for bound in opened.sockets() {
+            let number = bound.binding.interface.0 as usize;
+            attached[number].add_socket(bound.binding.queue, bound.socket).map_err(attach::AttachError::from)?;
+            modes[number] = (bound.mode.to_string(), bound.reason);
+        }
+        drivers.push((opened, waker));
+    }
+    let served = attached.into_iter().zip(interfaces).zip(modes);
+    let served = served.map(|((attached, interface), (mode, reason))| {
+        attached.reasons().iter().chain(&reason).for_each(|reason| log::info!("interface {}: {reason}", interface.name));
+        if attached.attached() == AttachMode::Generic {
+            log::warn!(
+                "interface {}: generic mode loses super-frames larger than a frame (TCP of virtual peers stalls): \
+                 switch the peer's TSO and GSO off, or use --driver raw",
+                interface.name
+            );
+        }
+        detach_other(interface.index, attach::detach_tc);
+        let counters = move || attached.counters().unwrap_or_default();
+        ServedInterface { interface: interface.clone(), driver, mode, filter: Box::new(counters) }
+    });
+    let served = served.collect();
+    Ok((served, spawn_all(drivers, shared)?))
+}
+
+/// Worker i of N owns queue q of every interface when q mod N = i.
+fn queues_of(
+    worker: usize,
+    workers: usize,
+    attached: &[XdpInterface],
+    interfaces: &[Interface],
+) -> Result<Vec<QueueBinding>, RunError> {
+    let mut bindings = Vec::new();
+    for (number, (attached, interface)) in attached.iter().zip(interfaces).enumerate() {
+        let all = queues(&interface.name)?;
+        bindings.extend((0..all).filter(|q| *q as usize % workers == worker).map(|queue| QueueBinding {
+            interface: InterfaceId(number as u8),
+            ifindex: interface.index,
+            name: interface.name.clone(),
+            queue,
+            native: attached.attached() == AttachMode::Native,
+        }));
+    }
+    Ok(bindings)
+}
+
+fn start_raw(interfaces: &[Interface], maps: &FilterMaps, workers: usize, shared: &Shared) -> Result<Running, RunError> {
+    let filter = Filter::load(Flavour::Socket, maps).map_err(attach::AttachError::from)?;
+    let opened: Vec<RawInterface<'_>> = interfaces
+        .iter()
+        .map(|interface| RawInterface {
+            name: &interface.name,
+            index: interface.index,
+            filter: filter.program().as_fd(),
+        })
+        .collect();
+    let wakers = (0..workers).map(|_| Waker::new().map_err(RunError::Waker)).collect::<Result<Vec<_>, _>>()?;
+    let raw_workers = wakers
+        .iter()
+        .map(|waker| Ok(RawWorker { waker: waker.clone(), tun: shared.tun.queue()? }))
+        .collect::<Result<Vec<_>, RunError>>()?;
+    let drivers = raw::open(&opened, raw_workers, raw::BUFFERS_DEFAULT)?;
+    let mut served = Vec::with_capacity(interfaces.len());
+    for interface in interfaces {
+        let silence = Filter::load(Flavour::TcIngress, maps).map_err(attach::AttachError::from)?;
+        attach::attach_tc(interface.index, &silence)?;
+        detach_other(interface.index, attach::detach_xdp);
+        let counters = move || silence.counters().unwrap_or_default();
+        served.push(ServedInterface {
+            interface: interface.clone(),
+            driver: "raw",
+            mode: "packet socket".to_owned(),
+            filter: Box::new(counters),
+        });
+    }
+    let drivers = drivers.into_iter().zip(wakers).collect();
+    Ok((served, spawn_all(drivers, shared)?))
+}
+
+/// What a daemon with another driver has left there is not needed any more.
+fn detach_other(ifindex: u32, detach: fn(u32) -> Result<usize, crate::io::bpf::BpfError>) {
+    match detach(ifindex) {
+        Ok(0) => {}
+        Ok(_) => log::info!("the filter of the driver used before is detached"),
+        Err(error) => log::debug!("{error}"),
+    }
+}
+
+fn spawn_all<D: Driver + Send + 'static>(drivers: Vec<(D, Waker)>, shared: &Shared) -> Result<Vec<WorkerHandle>, RunError> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let mut handles = Vec::with_capacity(drivers.len());
+    for (number, (driver, waker)) in drivers.into_iter().enumerate() {
+        let (commands, orders) = unbounded();
+        let numbers = Arc::new(WorkerShared::default());
+        let pipeline = Pipeline::new(shared.connections.clone(), shared.hops.clone(), WorkerId(number as u16));
+        let worker =
+            Worker::new(driver, pipeline, shared.table.clone(), orders, numbers.clone(), clock::boot_ns, SPIN_ROUNDS);
+        let core = cores.get(number % cores.len().max(1)).copied();
+        let run = move || {
+            if core.is_none_or(|core| !core_affinity::set_for_current(core)) {
+                log::warn!("worker {number} is not pinned to a CPU");
+            }
+            worker.run();
+        };
+        let thread = std::thread::Builder::new().name(format!("uvs-worker-{number}")).spawn(run);
+        handles.push(WorkerHandle {
+            commands,
+            waker,
+            shared: numbers,
+            thread: thread.map_err(|source| RunError::Thread { what: "a worker", source })?,
+        });
+    }
+    Ok(handles)
+}

@@ -1,0 +1,387 @@
+//! `uvs run`: from options to a running director, and its end.
+//!
+//! Start: configuration, interfaces claimed, rules and connections of before, filter and workers, control socket, ready.
+//! End: a plain stop gives the virtual addresses back to the kernel and leaves nothing; with `keep`, and after a crash, the
+//! filter stays and drops what is for services, and the entries stay for the next start.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded, unbounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::client::{Client, ClientError};
+use super::config::{self, Config, ConfigError, DaemonConfig, RulesParser};
+use super::daemon::{Control, Ending, Events, Signal, TICK, here};
+use super::director::Director;
+use super::drivers::{self, Shared};
+use super::outside::Outside;
+use super::protocol::{Reply, Request};
+use super::registry::Registry;
+use super::saver::Saver;
+use super::server::{Server, ServerError};
+use super::state::State;
+use super::store::{Found, Store, StoreError};
+use super::{outside::Stuck, recovery};
+use crate::conn::{ConnectionTable, EntriesError, Tick};
+use crate::io::bpf::BpfError;
+use crate::io::filter::FilterMaps;
+use crate::io::filter::attach::{self, AttachError};
+use crate::io::liveness::{self, Claim, ClaimError};
+use crate::io::netlink::{self, Follower, Resolver};
+use crate::io::packet_socket::SocketError;
+use crate::io::tun::{self, Tun, TunError};
+use crate::io::xdp::XdpError;
+use crate::io::clock;
+use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT, SocketOption};
+use crate::packet::Mac;
+use crate::scheduler::{self, Candidate, Schedule};
+use crate::service;
+use crate::table::{self, Hops, Interface};
+
+/// A daemon that hands over must be gone after this.
+const HANDOVER_MAX: Duration = Duration::from_secs(10);
+
+/// Why the daemon did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum RunError {
+    #[error("needs root: run it with sudo")]
+    NotRoot,
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("no interface given: --interface IF, or `interfaces` in the configuration")]
+    NoInterface,
+    #[error("interface {0} is given twice")]
+    InterfaceTwice(String),
+    #[error("there is no interface {0}")]
+    NoSuchInterface(String),
+    #[error("interface {0} has no Ethernet address: uvs serves Ethernet interfaces only")]
+    NotEthernet(String),
+    #[error("interface {0} is down: ip link set {0} up")]
+    Down(String),
+    #[error("{wanted} workers are more than the {queues} receive queues of interface {interface}: a worker must own one on each")]
+    TooManyWorkers { wanted: usize, queues: usize, interface: String },
+    #[error("cannot read the queues of interface {interface}: {source}")]
+    Queues { interface: String, source: io::Error },
+    #[error("this uvs was built without the driver afxdp (cargo feature `afxdp`)")]
+    NoAfxdp,
+    #[error("no tmpfs for the connection entries: neither /run nor /dev/shm is one; give --run-dir")]
+    NoRunDir,
+    #[error("run directory: {}: {source}", path.display())]
+    RunDir { path: PathBuf, source: io::Error },
+    #[error("cannot read /proc/sys/kernel/random/boot_id: {0}")]
+    BootId(io::Error),
+    #[error("connection entries: {0}")]
+    Entries(#[from] EntriesError),
+    #[error("{0}")]
+    Claim(#[from] ClaimError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Server(#[from] ServerError),
+    #[error("{0}")]
+    Filter(#[from] AttachError),
+    #[error("{0}")]
+    Netlink(#[from] netlink::Error),
+    #[error("{0}")]
+    Tun(#[from] TunError),
+    #[error("{0}")]
+    Xdp(#[from] XdpError),
+    #[error("{0}")]
+    Raw(#[from] SocketError),
+    #[error("cannot make an eventfd: {0}")]
+    Waker(io::Error),
+    #[error("cannot start the thread of {what}: {source}")]
+    Thread { what: &'static str, source: io::Error },
+    #[error("cannot listen to signals: {0}")]
+    Signals(io::Error),
+    #[error("takeover: {0}")]
+    Takeover(String),
+    #[error("{0}: ends at once, the filter drops until the next start")]
+    Stuck(#[from] Stuck),
+}
+
+impl From<BpfError> for RunError {
+    fn from(error: BpfError) -> RunError {
+        RunError::Filter(error.into())
+    }
+}
+
+/// Runs until told to stop.
+pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
+    // A thread that panics takes the process along, whatever the build: the filter drops, the next start takes over.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+    let settings = Settings::of(options, rules)?;
+    let mut resolver = Resolver::open(Instant::now())?;
+    let interfaces = find_interfaces(&settings.interfaces, &mut resolver)?;
+    if settings.takeover {
+        take_over(&settings.socket)?;
+    }
+    let claims = claim(&interfaces, settings.takeover)?;
+    let store = Store::open(&settings.state_dir, HANDOVER_MAX.min(if settings.takeover { HANDOVER_MAX } else { Duration::ZERO }))?;
+    let started = Started::new(&settings, interfaces, resolver, store)?;
+    let ending = started.serve(&settings, rules);
+    drop(claims);
+    ending
+}
+
+/// Options and configuration in one.
+struct Settings {
+    interfaces: Vec<String>,
+    driver: crate::options::DriverChoice,
+    workers: Option<u16>,
+    connections: u32,
+    state_dir: PathBuf,
+    run_dir: Option<PathBuf>,
+    socket: PathBuf,
+    takeover: bool,
+    config_path: Option<PathBuf>,
+    config: Option<Config>,
+}
+
+impl Settings {
+    /// What the command line says goes before what the configuration says.
+    fn of(options: &RunOptions, rules: RulesParser) -> Result<Settings, RunError> {
+        let config = options.config.as_deref().map(|path| config::load(path, rules)).transpose()?;
+        let file = config.as_ref().map(|c| c.daemon.clone()).unwrap_or_default();
+        let given = |interfaces: &Vec<String>| if interfaces.is_empty() { file.interfaces.clone() } else { interfaces.clone() };
+        let interfaces = given(&options.interfaces);
+        if interfaces.is_empty() {
+            return Err(RunError::NoInterface);
+        }
+        let is_default = options.state_dir == Path::new(STATE_DIR_DEFAULT);
+        let state_dir = file.state_dir.filter(|_| is_default).unwrap_or_else(|| options.state_dir.clone());
+        let socket = match (&options.socket.path, file.socket) {
+            (None, Some(path)) => path,
+            (path, _) => SocketOption { path: path.clone() }.resolve(),
+        };
+        Ok(Settings {
+            interfaces,
+            driver: options.driver.or(file.driver).unwrap_or_default(),
+            workers: options.workers.or(file.workers),
+            connections: options.connections.or(file.connections).unwrap_or(CONNECTIONS_DEFAULT),
+            state_dir,
+            run_dir: options.run_dir.clone().or(file.run_dir),
+            socket,
+            takeover: options.takeover,
+            config_path: options.config.clone(),
+            config,
+        })
+    }
+}
+
+fn find_interfaces(names: &[String], resolver: &mut Resolver) -> Result<Vec<Interface>, RunError> {
+    let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
+    for name in names {
+        let link = resolver.link_named(name).ok_or_else(|| RunError::NoSuchInterface(name.clone()))?;
+        if interfaces.iter().any(|i| i.index == link.index) {
+            return Err(RunError::InterfaceTwice(name.clone()));
+        }
+        let mac: Mac = link.mac.filter(|_| !link.loopback).ok_or_else(|| RunError::NotEthernet(name.clone()))?;
+        if !link.up {
+            return Err(RunError::Down(name.clone()));
+        }
+        interfaces.push(Interface {
+            name: name.clone(),
+            index: link.index,
+            mac,
+            mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+            addresses: Vec::new(),
+        });
+    }
+    Ok(interfaces)
+}
+
+/// Tells the running daemon to stop and keep; without one there is nothing to take over, which is fine.
+fn take_over(socket: &Path) -> Result<(), RunError> {
+    let mut client = Client::new(socket.to_owned());
+    match client.ask(&Request::Stop { keep: true }) {
+        Ok(Reply::Ok { pid, version }) => {
+            log::info!("took over from process {pid} (uvs {version})");
+            Ok(())
+        }
+        Ok(Reply::Error { message }) => Err(RunError::Takeover(message)),
+        Ok(other) => Err(RunError::Takeover(format!("unexpected answer {other:?}"))),
+        Err(ClientError::NotRunning { .. }) => {
+            log::info!("no daemon answers at {}: nothing to take over from", socket.display());
+            Ok(())
+        }
+        Err(error) => Err(RunError::Takeover(error.to_string())),
+    }
+}
+
+/// Claims every interface; one that hands over gets a moment to be gone.
+fn claim(interfaces: &[Interface], patient: bool) -> Result<Vec<Claim>, RunError> {
+    let until = Instant::now() + if patient { HANDOVER_MAX } else { Duration::ZERO };
+    let mut claims = Vec::with_capacity(interfaces.len());
+    for interface in interfaces {
+        loop {
+            match liveness::claim(interface.index) {
+                Ok(claim) => break claims.push(claim),
+                Err(ClaimError::Taken { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(claims)
+}
+
+/// Everything that was started, frames flowing.
+struct Started {
+    state: State,
+    registry: Registry,
+    director: Director,
+    store: Store,
+    /// Fingerprint of the configuration last applied.
+    applied: Option<u64>,
+    folder: PathBuf,
+    indexes: Vec<u32>,
+}
+
+impl Started {
+    fn new(settings: &Settings, interfaces: Vec<Interface>, resolver: Resolver, store: Store) -> Result<Started, RunError> {
+        let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
+        let folder = recovery::folder(settings.run_dir.as_deref(), &settings.state_dir)?;
+        let (entries, left) = recovery::open(&folder, settings.connections)?;
+        let connections = Arc::new(ConnectionTable::new(entries, workers));
+        let (state, applied) = starting_state(settings, &store)?;
+        let mut registry = Registry::new(workers, build_scheduler);
+        let mut director = Director::new(interfaces.clone(), FilterMaps::new()?, connections.clone(), resolver);
+        registry.update(&State::default(), &state, &mut director);
+        if left {
+            let now = Tick::from_boot_ns(clock::boot_ns());
+            let recovered = recovery::recover(&connections, &mut registry, &mut director, now);
+            log::info!(
+                "{} connections go on ({} expired, {} of no service, {} damaged)",
+                recovered.kept, recovered.expired, recovered.dropped, recovered.damaged
+            );
+        }
+        let local = director.local_addresses();
+        let table = Arc::new(registry.table(&state, director.interfaces(), local.clone()));
+        recovery::relate_templates(&connections, &table);
+        let rules = registry.filter_rules(&local);
+        director.grow_filter(&rules).map_err(|reason| RunError::Takeover(format!("filter: {reason}")))?;
+        let shared = Shared { connections, hops: Arc::new(Hops::default()), table, tun: Tun::create(tun::NAME)? };
+        let (served, handles) = drivers::start(settings.driver, &interfaces, director.maps(), workers, &shared)?;
+        director.set_running(served, handles);
+        let indexes = interfaces.iter().map(|i| i.index).collect();
+        Ok(Started { state, registry, director, store, applied, folder, indexes })
+    }
+
+    /// Serves until told to stop, then ends as told.
+    fn serve(self, settings: &Settings, rules: RulesParser) -> Result<(), RunError> {
+        let (asked, requests) = unbounded();
+        let server = Server::start(&settings.socket, asked)?;
+        let (_follower, network) = Follower::start()?;
+        let events = Events { requests, signals: signals()?, network, ticks: crossbeam_channel::tick(TICK) };
+        let saver = Saver::start(self.store).map_err(|source| RunError::Thread { what: "saving", source })?;
+        let daemon = settings.config.as_ref().map(|c| c.daemon.clone()).unwrap_or_default();
+        let mut control = Control::new(self.state, self.registry, self.director)
+            .with_saver(saver)
+            .with_config(reload(settings, rules), daemon, self.applied)
+            .with_watchdog(Box::new(|| notify(&[sd_notify::NotifyState::Watchdog])));
+        control.save_now();
+        println!("uvs {} ready: {}", env!("CARGO_PKG_VERSION"), settings.interfaces.join(", "));
+        notify(&[sd_notify::NotifyState::Ready]);
+        let ending = match control.run(events) {
+            Ok(ending) => ending,
+            Err(stuck) => {
+                log::error!("{}", RunError::from(stuck));
+                std::process::abort();
+            }
+        };
+        notify(&[sd_notify::NotifyState::Stopping]);
+        finish(ending, control.finish(), &self.folder, &self.indexes, server);
+        Ok(())
+    }
+}
+
+/// Ends: what was promised to whoever asked is true when they are answered.
+fn finish(ending: Ending, mut director: Director, folder: &Path, indexes: &[u32], server: Server) {
+    if !ending.keep {
+        for index in indexes {
+            for detached in [attach::detach_xdp(*index), attach::detach_tc(*index)] {
+                detached.map(|_| ()).unwrap_or_else(|error| log::error!("{error}"));
+            }
+        }
+    }
+    director.stop_workers();
+    if !ending.keep
+        && let Err(error) = fs::remove_file(recovery::file(folder)).and_then(|()| fs::remove_dir_all(folder))
+    {
+        log::error!("cannot remove the connection entries in {}: {error}", folder.display());
+    }
+    drop(director);
+    if let Some(answering) = ending.answering {
+        answering.reply(here());
+    }
+    drop(server);
+}
+
+/// The rules to start with: those of last time, unless the configuration says something new.
+fn starting_state(settings: &Settings, store: &Store) -> Result<(State, Option<u64>), RunError> {
+    let saved = match store.load()? {
+        Found::Nothing => Default::default(),
+        Found::Saved(saved) => saved,
+        Found::Refused { reason } => {
+            log::error!("{reason}");
+            Default::default()
+        }
+    };
+    match &settings.config {
+        Some(config) if saved.config != Some(config.fingerprint) => {
+            let commands = super::difference::difference(&saved.state, &config.desired, config.complete);
+            let applied = saved.state.apply_all(&commands, true);
+            log::info!("configuration applied: {} changes", commands.len());
+            Ok((applied.state, Some(config.fingerprint)))
+        }
+        _ => Ok((saved.state, saved.config)),
+    }
+}
+
+fn reload(settings: &Settings, rules: RulesParser) -> Option<super::daemon::Reload> {
+    let path = settings.config_path.clone()?;
+    Some(Box::new(move || config::load(&path, rules)))
+}
+
+fn build_scheduler(
+    service: &service::Service,
+    candidates: &[Candidate],
+    before: Option<&table::Service>,
+) -> Box<dyn Schedule + Send + Sync> {
+    let previous = before.map(|s| (&*s.scheduler as &dyn Schedule, &s.candidates[..]));
+    let built = scheduler::build(&service.scheduler, &service.scheduler_flags, candidates, previous);
+    Box::new(built.expect("State::apply takes known schedulers only"))
+}
+
+/// Signals as a channel.
+fn signals() -> Result<Receiver<Signal>, RunError> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(RunError::Signals)?;
+    let (sender, receiver) = bounded(16);
+    let listen = move || {
+        for signal in signals.forever() {
+            let signal = if signal == SIGHUP { Signal::Reload } else { Signal::Stop };
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("uvs-signals".to_owned()).spawn(listen);
+    thread.map_err(|source| RunError::Thread { what: "signals", source })?;
+    Ok(receiver)
+}
+
+/// Tells systemd, where it started us.
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        log::debug!("systemd is not told: {error}");
+    }
+}
