@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::control;
 use crate::control::client::Client;
 use crate::ipvsadm;
 use crate::options::{
@@ -114,8 +115,23 @@ fn print(answer: Result<String, ask::AskError>) -> ExitCode {
     }
 }
 
-fn run(_options: RunOptions) -> ExitCode {
-    not_yet("run")
+fn run(options: RunOptions) -> ExitCode {
+    start_log();
+    match control::run::run(&options, ipvsadm::rules::parse_file) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("uvs run: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Messages go to standard error; `RUST_LOG` chooses which (error, warn, info, debug).
+fn start_log() {
+    let default = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(default)
+        .format(|out, record| writeln!(out, "uvs: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .init();
 }
 
 fn demo(options: DemoOptions) -> ExitCode {

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use super::registry::{Registry, Routes};
 use crate::conn::{Connection, ConnectionTable, Entries, EntriesError, Kind, Recovered, Recovery, Tick};
 use crate::conn::{boot_id, is_tmpfs};
-use crate::packet::{Family, Protocol};
+use crate::packet::{Family, FlowKey, Protocol};
 use crate::service::{DestinationKey, ServiceKey, TransportProtocol};
-use crate::table::{Destination, DestinationId, HopId};
+use crate::table::{Destination, DestinationId, HopId, Table};
 
 /// Run directories that are tried when none is given.
 const RUN_DIRS: [&str; 2] = ["/run/uvs", "/dev/shm/uvs"];
 const FILE: &str = "connections";
+
 /// Why there is no connection table.
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
@@ -171,5 +172,23 @@ fn count(connection: &Connection, destination: &Destination) {
             .load
             .add(connection.state.is_active(), destination.upper_threshold),
         Kind::Template => destination.load.add_template(destination.upper_threshold),
+    }
+}
+
+/// Which template controls which connection is not in the file; the services tell it again.
+pub fn relate_templates(connections: &ConnectionTable, table: &Table) {
+    let mut controlled = Vec::new();
+    connections.for_each(|connection| {
+        if connection.kind == Kind::Connection {
+            let flow = FlowKey::new(connection.protocol, connection.client, connection.virtual_address);
+            let key = table.service(&flow).and_then(|service| service.template_key(&flow));
+            controlled.extend(key.map(|key| (flow, key)));
+        }
+    });
+    for (flow, key) in controlled {
+        let hit = connections.lookup(connections.hash(&flow), &flow);
+        if let (Some(hit), Some(template)) = (hit, connections.lookup_template(&key)) {
+            connections.control(hit.entry, template);
+        }
     }
 }

@@ -13,7 +13,6 @@ pub mod director;
 pub mod drivers;
 pub mod outside;
 pub mod protocol;
-pub mod recovery;
 pub mod registry;
 pub mod report;
 pub mod run;

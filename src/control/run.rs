@@ -4,7 +4,6 @@
 //! End: a plain stop gives the virtual addresses back to the kernel and leaves nothing; with `keep`, and after a crash, the
 //! filter stays and drops what is for services, and the entries stay for the next start.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +12,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::client::{Client, ClientError};
-use super::config::{self, Config, ConfigError, DaemonConfig, RulesParser};
+use super::client::{Client, ClientError, Transport};
+use super::config::{self, Config, ConfigError, RulesParser};
 use super::daemon::{Control, Ending, Events, Signal, TICK, here};
 use super::director::Director;
 use super::drivers::{self, Shared};
@@ -25,8 +24,9 @@ use super::saver::Saver;
 use super::server::{Server, ServerError};
 use super::state::State;
 use super::store::{Found, Store, StoreError};
-use super::{outside::Stuck, recovery};
-use crate::conn::{ConnectionTable, EntriesError, Tick};
+use super::connections::{self, EntriesFile, RunDirError};
+use super::outside::Stuck;
+use crate::conn::{ConnectionTable, Tick};
 use crate::io::bpf::BpfError;
 use crate::io::filter::FilterMaps;
 use crate::io::filter::attach::{self, AttachError};
@@ -69,14 +69,8 @@ pub enum RunError {
     Queues { interface: String, source: io::Error },
     #[error("this uvs was built without the driver afxdp (cargo feature `afxdp`)")]
     NoAfxdp,
-    #[error("no tmpfs for the connection entries: neither /run nor /dev/shm is one; give --run-dir")]
-    NoRunDir,
-    #[error("run directory: {}: {source}", path.display())]
-    RunDir { path: PathBuf, source: io::Error },
-    #[error("cannot read /proc/sys/kernel/random/boot_id: {0}")]
-    BootId(io::Error),
-    #[error("connection entries: {0}")]
-    Entries(#[from] EntriesError),
+    #[error("{0}")]
+    RunDir(#[from] RunDirError),
     #[error("{0}")]
     Claim(#[from] ClaimError),
     #[error("{0}")]
@@ -157,8 +151,7 @@ impl Settings {
         if interfaces.is_empty() {
             return Err(RunError::NoInterface);
         }
-        let is_default = options.state_dir == Path::new(STATE_DIR_DEFAULT);
-        let state_dir = file.state_dir.filter(|_| is_default).unwrap_or_else(|| options.state_dir.clone());
+        let state_dir = options.state_dir.clone().or(file.state_dir);
         let socket = match (&options.socket.path, file.socket) {
             (None, Some(path)) => path,
             (path, _) => SocketOption { path: path.clone() }.resolve(),
@@ -168,7 +161,7 @@ impl Settings {
             driver: options.driver.or(file.driver).unwrap_or_default(),
             workers: options.workers.or(file.workers),
             connections: options.connections.or(file.connections).unwrap_or(CONNECTIONS_DEFAULT),
-            state_dir,
+            state_dir: state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT)),
             run_dir: options.run_dir.clone().or(file.run_dir),
             socket,
             takeover: options.takeover,
@@ -203,7 +196,7 @@ fn find_interfaces(names: &[String], resolver: &mut Resolver) -> Result<Vec<Inte
 /// Tells the running daemon to stop and keep; without one there is nothing to take over, which is fine.
 fn take_over(socket: &Path) -> Result<(), RunError> {
     let mut client = Client::new(socket.to_owned());
-    match client.ask(&Request::Stop { keep: true }) {
+    match client.call(&Request::Stop { keep: true }) {
         Ok(Reply::Ok { pid, version }) => {
             log::info!("took over from process {pid} (uvs {version})");
             Ok(())
@@ -242,15 +235,15 @@ struct Started {
     store: Store,
     /// Fingerprint of the configuration last applied.
     applied: Option<u64>,
-    folder: PathBuf,
+    entries: EntriesFile,
     indexes: Vec<u32>,
 }
 
 impl Started {
     fn new(settings: &Settings, interfaces: Vec<Interface>, resolver: Resolver, store: Store) -> Result<Started, RunError> {
         let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
-        let folder = recovery::folder(settings.run_dir.as_deref(), &settings.state_dir)?;
-        let (entries, left) = recovery::open(&folder, settings.connections)?;
+        let file = EntriesFile::place(settings.run_dir.as_deref(), &settings.state_dir)?;
+        let (entries, left) = file.open(settings.connections)?;
         let connections = Arc::new(ConnectionTable::new(entries, workers));
         let (state, applied) = starting_state(settings, &store)?;
         let mut registry = Registry::new(workers, build_scheduler);
@@ -258,7 +251,7 @@ impl Started {
         registry.update(&State::default(), &state, &mut director);
         if left {
             let now = Tick::from_boot_ns(clock::boot_ns());
-            let recovered = recovery::recover(&connections, &mut registry, &mut director, now);
+            let recovered = connections::recover(&connections, now, &mut registry, &mut director);
             log::info!(
                 "{} connections go on ({} expired, {} of no service, {} damaged)",
                 recovered.kept, recovered.expired, recovered.dropped, recovered.damaged
@@ -266,14 +259,14 @@ impl Started {
         }
         let local = director.local_addresses();
         let table = Arc::new(registry.table(&state, director.interfaces(), local.clone()));
-        recovery::relate_templates(&connections, &table);
+        connections::relate_templates(&connections, &table);
         let rules = registry.filter_rules(&local);
         director.grow_filter(&rules).map_err(|reason| RunError::Takeover(format!("filter: {reason}")))?;
         let shared = Shared { connections, hops: Arc::new(Hops::default()), table, tun: Tun::create(tun::NAME)? };
         let (served, handles) = drivers::start(settings.driver, &interfaces, director.maps(), workers, &shared)?;
         director.set_running(served, handles);
         let indexes = interfaces.iter().map(|i| i.index).collect();
-        Ok(Started { state, registry, director, store, applied, folder, indexes })
+        Ok(Started { state, registry, director, store, applied, entries: file, indexes })
     }
 
     /// Serves until told to stop, then ends as told.
@@ -299,13 +292,13 @@ impl Started {
             }
         };
         notify(&[sd_notify::NotifyState::Stopping]);
-        finish(ending, control.finish(), &self.folder, &self.indexes, server);
+        finish(ending, control.finish(), &self.entries, &self.indexes, server);
         Ok(())
     }
 }
 
 /// Ends: what was promised to whoever asked is true when they are answered.
-fn finish(ending: Ending, mut director: Director, folder: &Path, indexes: &[u32], server: Server) {
+fn finish(ending: Ending, mut director: Director, entries: &EntriesFile, indexes: &[u32], server: Server) {
     if !ending.keep {
         for index in indexes {
             for detached in [attach::detach_xdp(*index), attach::detach_tc(*index)] {
@@ -314,10 +307,8 @@ fn finish(ending: Ending, mut director: Director, folder: &Path, indexes: &[u32]
         }
     }
     director.stop_workers();
-    if !ending.keep
-        && let Err(error) = fs::remove_file(recovery::file(folder)).and_then(|()| fs::remove_dir_all(folder))
-    {
-        log::error!("cannot remove the connection entries in {}: {error}", folder.display());
+    if !ending.keep {
+        entries.remove();
     }
     drop(director);
     if let Some(answering) = ending.answering {
