@@ -282,7 +282,7 @@ impl Started {
             .with_config(reload(settings, rules), daemon, self.applied)
             .with_watchdog(Box::new(|| notify(&[sd_notify::NotifyState::Watchdog])));
         control.save_now();
-        println!("uvs {} ready: {}", env!("CARGO_PKG_VERSION"), settings.interfaces.join(", "));
+        println!("uvs {} ready on {}", env!("CARGO_PKG_VERSION"), settings.interfaces.join(", "));
         notify(&[sd_notify::NotifyState::Ready]);
         let ending = match control.run(events) {
             Ok(ending) => ending,
