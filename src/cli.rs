@@ -130,7 +130,14 @@ fn run(options: RunOptions) -> ExitCode {
 fn start_log() {
     let default = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(default)
-        .format(|out, record| writeln!(out, "uvs: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .format(|out, record| {
+            writeln!(
+                out,
+                "uvs: {}: {}",
+                record.level().as_str().to_lowercase(),
+                record.args()
+            )
+        })
         .init();
 }
 

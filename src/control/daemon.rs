@@ -124,11 +124,6 @@ impl<O: Outside> Control<O> {
         self
     }
 
-    /// Saves what runs, when it is not what was saved: after a start.
-    pub fn save_now(&mut self) {
-        self.save(|| {});
-    }
-
     /// Runs until told to stop. An error means that the process must end at once, without cleaning up.
     pub fn run(&mut self, mut events: Events) -> Result<Ending, Stuck> {
         loop {

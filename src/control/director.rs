@@ -84,7 +84,12 @@ pub struct Director {
 
 impl Director {
     /// Before any worker runs.
-    pub fn new(interfaces: Vec<Interface>, maps: FilterMaps, connections: Arc<ConnectionTable>, resolver: Resolver) -> Director {
+    pub fn new(
+        interfaces: Vec<Interface>,
+        maps: FilterMaps,
+        connections: Arc<ConnectionTable>,
+        resolver: Resolver,
+    ) -> Director {
         let mut director = Director {
             workers: Vec::new(),
             beats: Vec::new(),
@@ -172,7 +177,11 @@ impl Director {
 
     fn slow_statistics(&self) -> Vec<SlowStatistics> {
         let (sender, receiver) = bounded(self.workers.len());
-        let asked = self.workers.iter().filter(|w| w.order(WorkerCommand::Statistics(sender.clone()))).count();
+        let asked = self
+            .workers
+            .iter()
+            .filter(|w| w.order(WorkerCommand::Statistics(sender.clone())))
+            .count();
         let until = Instant::now() + STATISTICS_MAX;
         (0..asked).filter_map(|_| receiver.recv_deadline(until).ok()).collect()
     }
@@ -232,7 +241,10 @@ impl Outside for Director {
 
     fn publish(&mut self, table: Arc<Table>) -> Result<(), Stuck> {
         let until = Instant::now() + ANSWER_MAX;
-        let stuck = |worker| Stuck { worker, seconds: ANSWER_MAX.as_secs() };
+        let stuck = |worker| Stuck {
+            worker,
+            seconds: ANSWER_MAX.as_secs(),
+        };
         let mut answers = Vec::with_capacity(self.workers.len());
         for (number, worker) in self.workers.iter().enumerate() {
             let (done, answer) = bounded(1);
@@ -252,7 +264,10 @@ impl Outside for Director {
         for (number, worker) in self.workers.iter().enumerate() {
             let beat = worker.shared.heartbeat.load(std::sync::atomic::Ordering::Relaxed);
             if beat == self.beats[number] || worker.thread.is_finished() {
-                return Err(Stuck { worker: number, seconds: 1 });
+                return Err(Stuck {
+                    worker: number,
+                    seconds: 1,
+                });
             }
             self.beats[number] = beat;
         }
@@ -261,7 +276,8 @@ impl Outside for Director {
 
     fn sweep(&mut self, destinations: &[Option<Arc<Destination>>]) {
         let now = Tick::from_boot_ns(clock::boot_ns());
-        self.connections.sweep(now, SWEEP_BUDGET, &mut |gone| table::count_off(destinations, gone));
+        self.connections
+            .sweep(now, SWEEP_BUDGET, &mut |gone| table::count_off(destinations, gone));
     }
 
     fn connections(&self) -> ListConnections {
@@ -288,8 +304,14 @@ impl Outside for Director {
             unsaved: None,
         };
         for slow in self.slow_statistics() {
-            report.latency_ns.add(&slow.latency_ns).expect("histograms of one maximum");
-            report.batch_sizes.add(&slow.batch_sizes).expect("the sum grows as needed");
+            report
+                .latency_ns
+                .add(&slow.latency_ns)
+                .expect("histograms of one maximum");
+            report
+                .batch_sizes
+                .add(&slow.batch_sizes)
+                .expect("the sum grows as needed");
             for (sum, one) in report.interfaces.iter_mut().zip(&slow.interfaces) {
                 sum.statistics.add(one);
             }

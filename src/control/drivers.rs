@@ -60,9 +60,11 @@ pub fn workers(wanted: Option<u16>, choice: DriverChoice, interfaces: &[Interfac
     }
     let (fewest, name) = fewest.unwrap_or((1, ""));
     match wanted.map(usize::from) {
-        Some(wanted) if wanted > fewest => {
-            Err(RunError::TooManyWorkers { wanted, queues: fewest, interface: name.to_owned() })
-        }
+        Some(wanted) if wanted > fewest => Err(RunError::TooManyWorkers {
+            wanted,
+            queues: fewest,
+            interface: name.to_owned(),
+        }),
         Some(wanted) => Ok(wanted),
         None => Ok(cpus.min(fewest)),
     }
@@ -70,7 +72,12 @@ pub fn workers(wanted: Option<u16>, choice: DriverChoice, interfaces: &[Interfac
 
 fn queues(interface: &str) -> Result<u32, RunError> {
     let channels = ethtool::channels(interface);
-    Ok(channels.map_err(|source| RunError::Queues { interface: interface.to_owned(), source })?.rx)
+    Ok(channels
+        .map_err(|source| RunError::Queues {
+            interface: interface.to_owned(),
+            source,
+        })?
+        .rx)
 }
 
 /// Takes the interfaces into service. Frames flow from here on.
@@ -98,13 +105,22 @@ pub fn start(
         },
     };
     for served in &running.0 {
-        log::info!("interface {}: driver {}, {}", served.interface.name, served.driver, served.mode);
+        log::info!(
+            "interface {}: driver {}, {}",
+            served.interface.name,
+            served.driver,
+            served.mode
+        );
     }
     Ok(running)
 }
 
 /// Attaches XDP filters to all interfaces, or to none.
-fn attach_all(interfaces: &[Interface], maps: &FilterMaps, mode: Option<AttachMode>) -> Result<Vec<XdpInterface>, RunError> {
+fn attach_all(
+    interfaces: &[Interface],
+    maps: &FilterMaps,
+    mode: Option<AttachMode>,
+) -> Result<Vec<XdpInterface>, RunError> {
     let mut attached = Vec::with_capacity(interfaces.len());
     for interface in interfaces {
         let was_there = attach::query_xdp(interface.index).is_ok_and(|found| found.iter().any(attach::Found::is_ours));
@@ -123,7 +139,12 @@ fn attach_all(interfaces: &[Interface], maps: &FilterMaps, mode: Option<AttachMo
 }
 
 #[cfg(feature = "afxdp")]
-fn start_afxdp(interfaces: &[Interface], maps: &FilterMaps, workers: usize, shared: &Shared) -> Result<Running, RunError> {
+fn start_afxdp(
+    interfaces: &[Interface],
+    maps: &FilterMaps,
+    workers: usize,
+    shared: &Shared,
+) -> Result<Running, RunError> {
     let attached = attach_all(interfaces, maps, None)?;
     start_xdp::<crate::io::afxdp::AfxdpRings>("afxdp", attached, interfaces, workers, shared)
 }
@@ -156,14 +177,20 @@ where
         let opened = XskDriver::<R>::open(config)?;
         for bound in opened.sockets() {
             let number = bound.binding.interface.0 as usize;
-            attached[number].add_socket(bound.binding.queue, bound.socket).map_err(attach::AttachError::from)?;
+            attached[number]
+                .add_socket(bound.binding.queue, bound.socket)
+                .map_err(attach::AttachError::from)?;
             modes[number] = (bound.mode.to_string(), bound.reason);
         }
         drivers.push((opened, waker));
     }
     let served = attached.into_iter().zip(interfaces).zip(modes);
     let served = served.map(|((attached, interface), (mode, reason))| {
-        attached.reasons().iter().chain(&reason).for_each(|reason| log::info!("interface {}: {reason}", interface.name));
+        attached
+            .reasons()
+            .iter()
+            .chain(&reason)
+            .for_each(|reason| log::info!("interface {}: {reason}", interface.name));
         if attached.attached() == AttachMode::Generic {
             log::warn!(
                 "interface {}: generic mode loses super-frames larger than a frame (TCP of virtual peers stalls): \
@@ -173,7 +200,12 @@ where
         }
         detach_other(interface.index, attach::detach_tc);
         let counters = move || attached.counters().unwrap_or_default();
-        ServedInterface { interface: interface.clone(), driver, mode, filter: Box::new(counters) }
+        ServedInterface {
+            interface: interface.clone(),
+            driver,
+            mode,
+            filter: Box::new(counters),
+        }
     });
     let served = served.collect();
     Ok((served, spawn_all(drivers, shared)?))
@@ -189,18 +221,27 @@ fn queues_of(
     let mut bindings = Vec::new();
     for (number, (attached, interface)) in attached.iter().zip(interfaces).enumerate() {
         let all = queues(&interface.name)?;
-        bindings.extend((0..all).filter(|q| *q as usize % workers == worker).map(|queue| QueueBinding {
-            interface: InterfaceId(number as u8),
-            ifindex: interface.index,
-            name: interface.name.clone(),
-            queue,
-            native: attached.attached() == AttachMode::Native,
-        }));
+        bindings.extend(
+            (0..all)
+                .filter(|q| *q as usize % workers == worker)
+                .map(|queue| QueueBinding {
+                    interface: InterfaceId(number as u8),
+                    ifindex: interface.index,
+                    name: interface.name.clone(),
+                    queue,
+                    native: attached.attached() == AttachMode::Native,
+                }),
+        );
     }
     Ok(bindings)
 }
 
-fn start_raw(interfaces: &[Interface], maps: &FilterMaps, workers: usize, shared: &Shared) -> Result<Running, RunError> {
+fn start_raw(
+    interfaces: &[Interface],
+    maps: &FilterMaps,
+    workers: usize,
+    shared: &Shared,
+) -> Result<Running, RunError> {
     let filter = Filter::load(Flavour::Socket, maps).map_err(attach::AttachError::from)?;
     let opened: Vec<RawInterface<'_>> = interfaces
         .iter()
@@ -210,10 +251,17 @@ fn start_raw(interfaces: &[Interface], maps: &FilterMaps, workers: usize, shared
             filter: filter.program().as_fd(),
         })
         .collect();
-    let wakers = (0..workers).map(|_| Waker::new().map_err(RunError::Waker)).collect::<Result<Vec<_>, _>>()?;
+    let wakers = (0..workers)
+        .map(|_| Waker::new().map_err(RunError::Waker))
+        .collect::<Result<Vec<_>, _>>()?;
     let raw_workers = wakers
         .iter()
-        .map(|waker| Ok(RawWorker { waker: waker.clone(), tun: shared.tun.queue()? }))
+        .map(|waker| {
+            Ok(RawWorker {
+                waker: waker.clone(),
+                tun: shared.tun.queue()?,
+            })
+        })
         .collect::<Result<Vec<_>, RunError>>()?;
     let drivers = raw::open(&opened, raw_workers, raw::BUFFERS_DEFAULT)?;
     let mut served = Vec::with_capacity(interfaces.len());
@@ -242,15 +290,25 @@ fn detach_other(ifindex: u32, detach: fn(u32) -> Result<usize, crate::io::bpf::B
     }
 }
 
-fn spawn_all<D: Driver + Send + 'static>(drivers: Vec<(D, Waker)>, shared: &Shared) -> Result<Vec<WorkerHandle>, RunError> {
+fn spawn_all<D: Driver + Send + 'static>(
+    drivers: Vec<(D, Waker)>,
+    shared: &Shared,
+) -> Result<Vec<WorkerHandle>, RunError> {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let mut handles = Vec::with_capacity(drivers.len());
     for (number, (driver, waker)) in drivers.into_iter().enumerate() {
         let (commands, orders) = unbounded();
         let numbers = Arc::new(WorkerShared::default());
         let pipeline = Pipeline::new(shared.connections.clone(), shared.hops.clone(), WorkerId(number as u16));
-        let worker =
-            Worker::new(driver, pipeline, shared.table.clone(), orders, numbers.clone(), clock::boot_ns, SPIN_ROUNDS);
+        let worker = Worker::new(
+            driver,
+            pipeline,
+            shared.table.clone(),
+            orders,
+            numbers.clone(),
+            clock::boot_ns,
+            SPIN_ROUNDS,
+        );
         let core = cores.get(number % cores.len().max(1)).copied();
         let run = move || {
             if core.is_none_or(|core| !core_affinity::set_for_current(core)) {
@@ -258,12 +316,17 @@ fn spawn_all<D: Driver + Send + 'static>(drivers: Vec<(D, Waker)>, shared: &Shar
             }
             worker.run();
         };
-        let thread = std::thread::Builder::new().name(format!("uvs-worker-{number}")).spawn(run);
+        let thread = std::thread::Builder::new()
+            .name(format!("uvs-worker-{number}"))
+            .spawn(run);
         handles.push(WorkerHandle {
             commands,
             waker,
             shared: numbers,
-            thread: thread.map_err(|source| RunError::Thread { what: "a worker", source })?,
+            thread: thread.map_err(|source| RunError::Thread {
+                what: "a worker",
+                source,
+            })?,
         });
     }
     Ok(handles)

@@ -14,20 +14,21 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::client::{Client, ClientError, Transport};
 use super::config::{self, Config, ConfigError, RulesParser};
+use super::connections::{self, EntriesFile, RunDirError};
 use super::daemon::{Control, Ending, Events, Signal, TICK, here};
 use super::director::Director;
 use super::drivers::{self, Shared};
 use super::outside::Outside;
+use super::outside::Stuck;
 use super::protocol::{Reply, Request};
 use super::registry::Registry;
 use super::saver::Saver;
 use super::server::{Server, ServerError};
 use super::state::State;
 use super::store::{Found, Store, StoreError};
-use super::connections::{self, EntriesFile, RunDirError};
-use super::outside::Stuck;
 use crate::conn::{ConnectionTable, Tick};
 use crate::io::bpf::BpfError;
+use crate::io::clock;
 use crate::io::filter::FilterMaps;
 use crate::io::filter::attach::{self, AttachError};
 use crate::io::liveness::{self, Claim, ClaimError};
@@ -35,7 +36,6 @@ use crate::io::netlink::{self, Follower, Resolver};
 use crate::io::packet_socket::SocketError;
 use crate::io::tun::{self, Tun, TunError};
 use crate::io::xdp::XdpError;
-use crate::io::clock;
 use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT, SocketOption};
 use crate::packet::Mac;
 use crate::scheduler::{self, Candidate, Schedule};
@@ -63,8 +63,14 @@ pub enum RunError {
     NotEthernet(String),
     #[error("interface {0} is down: ip link set {0} up")]
     Down(String),
-    #[error("{wanted} workers are more than the {queues} receive queues of interface {interface}: a worker must own one on each")]
-    TooManyWorkers { wanted: usize, queues: usize, interface: String },
+    #[error(
+        "{wanted} workers are more than the {queues} receive queues of interface {interface}: a worker must own one on each"
+    )]
+    TooManyWorkers {
+        wanted: usize,
+        queues: usize,
+        interface: String,
+    },
     #[error("cannot read the queues of interface {interface}: {source}")]
     Queues { interface: String, source: io::Error },
     #[error("this uvs was built without the driver afxdp (cargo feature `afxdp`)")]
@@ -120,7 +126,14 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
         take_over(&settings.socket)?;
     }
     let claims = claim(&interfaces, settings.takeover)?;
-    let store = Store::open(&settings.state_dir, HANDOVER_MAX.min(if settings.takeover { HANDOVER_MAX } else { Duration::ZERO }))?;
+    let store = Store::open(
+        &settings.state_dir,
+        HANDOVER_MAX.min(if settings.takeover {
+            HANDOVER_MAX
+        } else {
+            Duration::ZERO
+        }),
+    )?;
     let started = Started::new(&settings, interfaces, resolver, store)?;
     let ending = started.serve(&settings, rules);
     drop(claims);
@@ -144,9 +157,19 @@ struct Settings {
 impl Settings {
     /// What the command line says goes before what the configuration says.
     fn of(options: &RunOptions, rules: RulesParser) -> Result<Settings, RunError> {
-        let config = options.config.as_deref().map(|path| config::load(path, rules)).transpose()?;
+        let config = options
+            .config
+            .as_deref()
+            .map(|path| config::load(path, rules))
+            .transpose()?;
         let file = config.as_ref().map(|c| c.daemon.clone()).unwrap_or_default();
-        let given = |interfaces: &Vec<String>| if interfaces.is_empty() { file.interfaces.clone() } else { interfaces.clone() };
+        let given = |interfaces: &Vec<String>| {
+            if interfaces.is_empty() {
+                file.interfaces.clone()
+            } else {
+                interfaces.clone()
+            }
+        };
         let interfaces = given(&options.interfaces);
         if interfaces.is_empty() {
             return Err(RunError::NoInterface);
@@ -174,11 +197,16 @@ impl Settings {
 fn find_interfaces(names: &[String], resolver: &mut Resolver) -> Result<Vec<Interface>, RunError> {
     let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
     for name in names {
-        let link = resolver.link_named(name).ok_or_else(|| RunError::NoSuchInterface(name.clone()))?;
+        let link = resolver
+            .link_named(name)
+            .ok_or_else(|| RunError::NoSuchInterface(name.clone()))?;
         if interfaces.iter().any(|i| i.index == link.index) {
             return Err(RunError::InterfaceTwice(name.clone()));
         }
-        let mac: Mac = link.mac.filter(|_| !link.loopback).ok_or_else(|| RunError::NotEthernet(name.clone()))?;
+        let mac: Mac = link
+            .mac
+            .filter(|_| !link.loopback)
+            .ok_or_else(|| RunError::NotEthernet(name.clone()))?;
         if !link.up {
             return Err(RunError::Down(name.clone()));
         }
@@ -240,7 +268,12 @@ struct Started {
 }
 
 impl Started {
-    fn new(settings: &Settings, interfaces: Vec<Interface>, resolver: Resolver, store: Store) -> Result<Started, RunError> {
+    fn new(
+        settings: &Settings,
+        interfaces: Vec<Interface>,
+        resolver: Resolver,
+        store: Store,
+    ) -> Result<Started, RunError> {
         let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
         let file = EntriesFile::place(settings.run_dir.as_deref(), &settings.state_dir)?;
         let (entries, left) = file.open(settings.connections)?;
@@ -254,19 +287,37 @@ impl Started {
             let recovered = connections::recover(&connections, now, &mut registry, &mut director);
             log::info!(
                 "{} connections go on ({} expired, {} of no service, {} damaged)",
-                recovered.kept, recovered.expired, recovered.dropped, recovered.damaged
+                recovered.kept,
+                recovered.expired,
+                recovered.dropped,
+                recovered.damaged
             );
         }
         let local = director.local_addresses();
         let table = Arc::new(registry.table(&state, director.interfaces(), local.clone()));
         connections::relate_templates(&connections, &table);
         let rules = registry.filter_rules(&local);
-        director.grow_filter(&rules).map_err(|reason| RunError::Takeover(format!("filter: {reason}")))?;
-        let shared = Shared { connections, hops: Arc::new(Hops::default()), table, tun: Tun::create(tun::NAME)? };
+        director
+            .grow_filter(&rules)
+            .map_err(|reason| RunError::Takeover(format!("filter: {reason}")))?;
+        let shared = Shared {
+            connections,
+            hops: Arc::new(Hops::default()),
+            table,
+            tun: Tun::create(tun::NAME)?,
+        };
         let (served, handles) = drivers::start(settings.driver, &interfaces, director.maps(), workers, &shared)?;
         director.set_running(served, handles);
         let indexes = interfaces.iter().map(|i| i.index).collect();
-        Ok(Started { state, registry, director, store, applied, entries: file, indexes })
+        Ok(Started {
+            state,
+            registry,
+            director,
+            store,
+            applied,
+            entries: file,
+            indexes,
+        })
     }
 
     /// Serves until told to stop, then ends as told.
@@ -274,7 +325,12 @@ impl Started {
         let (asked, requests) = unbounded();
         let server = Server::start(&settings.socket, asked)?;
         let (_follower, network) = Follower::start()?;
-        let events = Events { requests, signals: signals()?, network, ticks: crossbeam_channel::tick(TICK) };
+        let events = Events {
+            requests,
+            signals: signals()?,
+            network,
+            ticks: crossbeam_channel::tick(TICK),
+        };
         let saver = Saver::start(self.store).map_err(|source| RunError::Thread { what: "saving", source })?;
         let daemon = settings.config.as_ref().map(|c| c.daemon.clone()).unwrap_or_default();
         let mut control = Control::new(self.state, self.registry, self.director)
@@ -282,7 +338,11 @@ impl Started {
             .with_config(reload(settings, rules), daemon, self.applied)
             .with_watchdog(Box::new(|| notify(&[sd_notify::NotifyState::Watchdog])));
         control.save_now();
-        println!("uvs {} ready on {}", env!("CARGO_PKG_VERSION"), settings.interfaces.join(", "));
+        println!(
+            "uvs {} ready on {}",
+            env!("CARGO_PKG_VERSION"),
+            settings.interfaces.join(", ")
+        );
         notify(&[sd_notify::NotifyState::Ready]);
         let ending = match control.run(events) {
             Ok(ending) => ending,
@@ -366,7 +426,10 @@ fn signals() -> Result<Receiver<Signal>, RunError> {
         }
     };
     let thread = std::thread::Builder::new().name("uvs-signals".to_owned()).spawn(listen);
-    thread.map_err(|source| RunError::Thread { what: "signals", source })?;
+    thread.map_err(|source| RunError::Thread {
+        what: "signals",
+        source,
+    })?;
     Ok(receiver)
 }
 

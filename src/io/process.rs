@@ -73,7 +73,11 @@ impl Process {
             }
         };
         // Closed output comes a moment before the end.
-        let status = if timed_out { self.try_wait()? } else { self.wait(GRACE).ok() };
+        let status = if timed_out {
+            self.try_wait()?
+        } else {
+            self.wait(GRACE).ok()
+        };
         let why = match status {
             Some(status) => format!("ended ({status})"),
             None => format!("is not ready after {} s", timeout.as_secs()),
