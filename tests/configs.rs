@@ -280,3 +280,27 @@ fn the_reference_and_the_help_agree() {
     }
     assert_eq!(compared.len(), 7, "{compared:?}");
 }
+
+#[test]
+fn the_systemd_unit_keeps_what_a_restart_needs() {
+    let unit = std::fs::read_to_string(folder().join("uvs.service")).unwrap();
+    for line in [
+        "Type=notify",
+        "ExecStart=/usr/bin/uvs run --config /etc/uvs/uvs.toml",
+        "ExecReload=/bin/kill -HUP $MAINPID",
+        "Restart=always",
+        // The daemon's own threads end by themselves; SIGTERM goes to it alone.
+        "KillMode=mixed",
+        "RuntimeDirectory=uvs",
+        "RuntimeDirectoryPreserve=yes",
+        "StateDirectory=uvs",
+    ] {
+        assert!(unit.lines().any(|found| found == line), "{line} is missing");
+    }
+    // The daemon feeds the watchdog once a second.
+    let watchdog = unit.lines().find_map(|line| line.strip_prefix("WatchdogSec=")).unwrap();
+    assert!(watchdog.parse::<u32>().unwrap() >= 5);
+    for capability in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"] {
+        assert!(unit.contains(capability), "{capability}");
+    }
+}

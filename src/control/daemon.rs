@@ -254,7 +254,9 @@ impl<O: Outside> Control<O> {
         let rules_changed = self.registry.update(&before, &self.state, &mut self.outside);
         let refusal = self.go_live(rules_changed)?;
         let Some(reason) = refusal else {
-            self.settle()?;
+            if rules_changed {
+                self.settle()?;
+            }
             return Ok(None);
         };
         log::error!("the filter refused a change, which is undone: {reason}");

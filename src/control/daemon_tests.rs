@@ -6,9 +6,12 @@ use std::rc::Rc;
 
 use hdrhistogram::Histogram;
 
+use super::super::client::{Client, Transport};
 use super::super::config;
 use super::super::outside::ListConnections;
 use super::super::registry::Routes;
+use super::super::server::Server;
+use super::super::store::{Found, Store};
 use super::*;
 use crate::dataplane::counters::FrameCounts;
 use crate::io::filter::Rule;
@@ -407,4 +410,58 @@ fn the_loop_ends_by_request_and_by_signal() {
     };
     let ending = fixture.control.run(events).unwrap();
     assert!(!ending.keep && ending.answering.is_none());
+}
+
+/// From the client's socket to the saved file, with the loop in between.
+#[test]
+fn a_client_through_the_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("uvs.sock");
+    let (sender, requests) = crossbeam_channel::unbounded();
+    let server = Server::start(&socket, sender).unwrap();
+    let store = Store::open(folder.path(), Duration::ZERO).unwrap();
+    let mut fixture = Fixture::new();
+    let control = std::mem::replace(&mut fixture.control, Fixture::new().control);
+    let mut control = control.with_saver(Saver::start(store).unwrap());
+
+    let rules = folder.path().join("rules.json");
+    let client = std::thread::spawn(move || {
+        let mut client = Client::new(socket);
+        let mut ask = |request| client.call(&request).unwrap_or_else(|error| panic!("{error}"));
+        let reply = ask(Request::Apply {
+            commands: commands(&format!("{WEB}{SERVER}")),
+            all_or_nothing: true,
+        });
+        assert_eq!(
+            reply,
+            Reply::Applied {
+                results: vec![None, None]
+            }
+        );
+        // Answered means saved.
+        assert!(std::fs::read_to_string(rules).unwrap().contains("10.1.0.1"));
+        let Reply::Services { services } = ask(Request::List { service: None }) else {
+            panic!()
+        };
+        assert_eq!(services[0].destinations.len(), 1);
+        ask(Request::Stop { keep: true })
+    });
+    let events = Events {
+        requests,
+        signals: never(),
+        network: never(),
+        ticks: crossbeam_channel::tick(TICK),
+    };
+    let ending = control.run(events).unwrap();
+    assert!(ending.keep);
+    drop(control.finish());
+    ending.answering.unwrap().reply(here());
+    drop(server);
+    assert_eq!(client.join().unwrap(), here());
+
+    let store = Store::open(folder.path(), Duration::ZERO).unwrap();
+    let Found::Saved(saved) = store.load().unwrap() else {
+        panic!()
+    };
+    assert_eq!(saved.state.destinations_count(), 1);
 }

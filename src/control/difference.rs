@@ -159,4 +159,47 @@ mod tests {
         // A rules file leaves timeouts and settings alone.
         assert!(difference(&state("timeouts.udp = 1"), &state(""), false).is_empty());
     }
+
+    /// A few services and destinations of few kinds, so that two drawn ones overlap.
+    fn drawn(draw: &[(u8, u8, u8)]) -> State {
+        let mut toml = String::new();
+        for (port, scheduler, servers) in draw {
+            let scheduler = ["rr", "wlc", "sh"][usize::from(scheduler % 3)];
+            // Drawn twice: the second of the same port would be refused.
+            if toml.contains(&format!(":{port}\"")) {
+                continue;
+            }
+            toml += &format!("[[service]]\ntcp = \"10.0.0.1:{port}\"\nscheduler = \"{scheduler}\"\n");
+            for bit in (0..4).filter(|bit| servers >> bit & 1 == 1) {
+                let weight = servers >> 4 & 3;
+                let method = if servers >> 6 & 1 == 1 { "masq" } else { "route" };
+                toml += &format!(
+                    "[[service.destination]]\naddress = \"10.1.0.{bit}\"\nweight = {weight}\nmethod = \"{method}\"\n"
+                );
+            }
+        }
+        state(&toml)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn from_anything_to_anything(
+            from in proptest::collection::vec((1u8..6, 0u8..3, 0u8..128), 0..5),
+            to in proptest::collection::vec((1u8..6, 0u8..3, 0u8..128), 0..5),
+        ) {
+            let (running, desired) = (drawn(&from), drawn(&to));
+            let commands = difference(&running, &desired, true);
+            let applied = running.apply_all(&commands, true);
+            proptest::prop_assert!(applied.results.iter().all(Option::is_none), "{:?}", applied.results);
+            proptest::prop_assert!(difference(&applied.state, &desired, true).is_empty());
+            proptest::prop_assert_eq!(applied.state.destinations_count(), desired.destinations_count());
+            // A service that is in both as it is was not touched.
+            for old in running.services() {
+                if desired.service(&old.service.key).is_some_and(|new| new.service == old.service) {
+                    let after = applied.state.service(&old.service.key);
+                    proptest::prop_assert_eq!(after.map(|entry| entry.incarnation), Some(old.incarnation));
+                }
+            }
+        }
+    }
 }
