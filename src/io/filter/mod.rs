@@ -9,6 +9,8 @@
 pub mod attach;
 mod keys;
 mod maps;
+#[cfg(test)]
+mod mutated_tests;
 mod program;
 #[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@
 //! the protocol are ours, and the data plane counts why it drops them. What is wrong in other ways (total length,
 //! checksums, data offset) is matched like a good frame.
 //!
-//! Limits: six IPv6 extension headers, of 969 bytes together. AH and ESP belong to the kernel. A VLAN tag
+//! Limits: as many IPv6 extension headers as the data plane looks behind, of 969 bytes together. AH and ESP belong to the kernel. A VLAN tag
 //! that the card has taken off before XDP sees the frame cannot be seen here (switch off rx-vlan-offload).
 
 use std::os::fd::AsRawFd;
@@ -36,6 +36,7 @@ use super::keys::{
 };
 use crate::io::bpf::asm::{Assembler, If, Label, Operation, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register, Width};
 use crate::io::bpf::{Instruction, Map, ProgramType};
+use crate::packet::parse::EXTENSION_HEADERS_MAX;
 
 /// Where a filter runs and what it does there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,8 +121,6 @@ const _: () = assert!(KEY_LEN <= 24);
 const L3: i32 = 14;
 /// An IPv6 header.
 const IPV6_HEADER: i32 = 40;
-/// Extension headers that are skipped.
-const EXTENSION_HEADERS_MAX: usize = 6;
 /// Offsets that the verifier shall know to be small.
 const OFFSET_MAX: i32 = 1023;
 
