@@ -6,19 +6,21 @@
 
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use uvs::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics};
 use uvs::io::bpf::xdp_link::AttachMode;
-use uvs::io::filter::attach::query_xdp;
-use uvs::io::filter::{FilterMaps, Rule};
+use uvs::io::filter::attach::{attach_tc, detach_tc, query_xdp};
+use uvs::io::filter::{Filter, FilterMaps, Flavour, Rule};
 use uvs::io::netlink::Netlink;
 use uvs::io::netlink::link::{Link, VethEnd};
 use uvs::io::netlink::route::Route;
-use uvs::io::netns::{Namespace, is_root};
+use uvs::io::netns::{Namespace, can_test};
 use uvs::io::poll::Waker;
+use uvs::io::raw::{self, RawInterface, RawWorker};
 use uvs::io::tun::{self, Tun};
 use uvs::io::xdp::{
     CrateRings, FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XskDriver,
@@ -41,11 +43,9 @@ struct Lab {
 }
 
 impl Lab {
-    /// `None` when not root, and says so.
+    /// `None` where namespace tests cannot run; it says so loudly then.
     fn new(queues: u32) -> Option<Lab> {
-        if !is_root() {
-            assert!(std::env::var_os("UVS_REQUIRE_ROOT_TESTS").is_none(), "not root");
-            eprintln!("SKIPPED: network namespaces need root");
+        if !can_test() {
             return None;
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -110,18 +110,23 @@ struct Station<R: Rings> {
     reason: Option<String>,
 }
 
-/// To be called in the director's namespace.
-fn open<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<R> {
+fn filter_maps() -> FilterMaps {
     let mut maps = FilterMaps::new().unwrap();
     for port in [ECHO, LOCAL] {
         let (protocol, address) = (TransportProtocol::Udp, ip(VIP));
-        maps.insert(Rule::Service {
+        let rule = Rule::Service {
             protocol,
             address,
             port,
-        })
-        .unwrap();
+        };
+        maps.insert(rule).unwrap();
     }
+    maps
+}
+
+/// To be called in the director's namespace.
+fn open<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<R> {
+    let maps = filter_maps();
     let interface = XdpInterface::attach(d0.index, &maps, mode, d0.mac).unwrap();
     let driver = XskDriver::<R>::open(config(d0, queues, interface.attached() == AttachMode::Native)).unwrap();
     let bound = driver.sockets();
@@ -181,6 +186,7 @@ fn forward(driver: &mut impl Driver, stop: &AtomicBool) -> Done {
                 continue;
             }
             echo(bytes);
+            received.frame.set_offload(Offload::default());
             // Out and in again, as a tunnel would.
             received.frame.grow_front(64).unwrap();
             received.frame.shrink_front(64);
@@ -230,6 +236,10 @@ fn expect_echoes(socket: &UdpSocket, count: u32) {
 
 /// Runs `client` while the driver forwards; says what became of the frames.
 fn while_forwarding<R: Rings>(station: &mut Station<R>, client: impl FnOnce() + Send) -> Done {
+    while_driving(&mut station.driver, client)
+}
+
+fn while_driving(driver: &mut impl Driver, client: impl FnOnce() + Send) -> Done {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| {
@@ -237,7 +247,7 @@ fn while_forwarding<R: Rings>(station: &mut Station<R>, client: impl FnOnce() + 
             stop.store(true, Ordering::Relaxed);
             result
         });
-        let done = forward(&mut station.driver, &stop);
+        let done = forward(driver, &stop);
         if let Err(panic) = client.join().unwrap() {
             std::panic::resume_unwind(panic);
         }
@@ -532,6 +542,85 @@ fn a_queue_is_free_again<R: Rings>() {
         .unwrap();
 }
 
+/// How: two receive queues, one transmit queue, sending by the second. Goal: refused, as the kernel would take frames
+/// there and never send them.
+fn refuses_to_send_by_a_queue_that_cannot<R: Rings>() {
+    let Some(lab) = Lab::new(1) else { return };
+    lab.director
+        .run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let ip = std::process::Command::new("ip")
+                .args("link add e0 numtxqueues 1 numrxqueues 2 type veth peer name e1".split(' '))
+                .status();
+            assert!(ip.unwrap().success());
+            let e0 = netlink.link("e0").unwrap();
+            netlink.set_up(e0.index, true).unwrap();
+            let mut wrong = config(&e0, 2, false);
+            wrong.queues.remove(0);
+            let error = XskDriver::<R>::open(wrong).err().unwrap().to_string();
+            assert!(
+                error.starts_with("queue 1 of interface e0 cannot send: it has 1 transmit queues"),
+                "{error}"
+            );
+        })
+        .unwrap();
+}
+
+/// The filter's other two flavours, with the driver `raw`. How: echoes through a packet socket, then its end.
+/// Goal: the kernel never answers for the service, while the driver lives and when it is gone; all else it does.
+#[test]
+fn raw_echoes_and_the_kernel_is_silent() {
+    let Some(lab) = Lab::new(1) else { return };
+    let d0 = lab.d0();
+    let (served, other) = (lab.client(ECHO), lab.client(4711));
+    let (served, other) = (&served, &other);
+    let is_silent = || {
+        served.send(b"anybody there?").unwrap();
+        assert_eq!(served.recv(&mut [0; 100]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    };
+    lab.director
+        .run(|| {
+            let maps = filter_maps();
+            let at_tc = Filter::load(Flavour::TcIngress, &maps).unwrap();
+            let on_socket = Filter::load(Flavour::Socket, &maps).unwrap();
+            attach_tc(d0.index, &at_tc).unwrap();
+            let interfaces = [RawInterface {
+                name: &d0.name,
+                index: d0.index,
+                filter: on_socket.program().as_fd(),
+            }];
+            let worker = RawWorker {
+                waker: Waker::new().unwrap(),
+                tun: Tun::create(tun::NAME).unwrap().queue().unwrap(),
+            };
+            let mut driver = raw::open(&interfaces, vec![worker], 256).unwrap().remove(0);
+            let done = while_driving(&mut driver, || {
+                expect_echoes(served, 1000);
+                other.send(b"and there?").unwrap();
+                assert_eq!(
+                    other.recv(&mut [0; 100]).unwrap_err().kind(),
+                    ErrorKind::ConnectionRefused
+                );
+            });
+            assert_eq!((done.received, done.transmitted), (1000, 1000));
+            assert_eq!(at_tc.counters().unwrap().matched, 1000);
+            drop(driver);
+            is_silent();
+        })
+        .unwrap();
+    is_silent();
+    lab.director
+        .run(|| {
+            assert_eq!(detach_tc(d0.index).unwrap(), 1);
+            served.send(b"now the kernel").unwrap();
+            assert_eq!(
+                served.recv(&mut [0; 100]).unwrap_err().kind(),
+                ErrorKind::ConnectionRefused
+            );
+        })
+        .unwrap();
+}
+
 /// The tests that every driver passes. After a kill: the modes in which one process takes over, one after another.
 macro_rules! tests_of {
     ($driver:ident, $rings:ty, then: $then:expr) => {
@@ -566,7 +655,8 @@ macro_rules! tests_of {
 
             tests_of!(@same $rings: says_what_it_got_and_why, falls_to_generic_when_the_mtu_is_too_large,
                 refuses_queues_that_are_not_there, what_is_handed_back_reaches_the_local_stack, a_full_ring_is_counted,
-                an_interface_that_is_down_refuses_and_recovers, a_deleted_interface_harms_nothing_else);
+                an_interface_that_is_down_refuses_and_recovers,
+                refuses_to_send_by_a_queue_that_cannot, a_deleted_interface_harms_nothing_else);
         }
     };
     (@same $rings:ty: $($test:ident),*) => {

@@ -8,6 +8,9 @@
 //! | a filter of ours, other mode | the kernel cannot do that in one step (EEXIST); a dropping filter at tc ingress covers the moment between detaching the old and attaching the new (Linux 6.6; before, frames of services reach the kernel in it) |
 //! | another program | refuses, naming it |
 //!
+//! From one driver to another there is no gap either: first attach the new filter ([`attach_xdp`], [`attach_tc`]), then
+//! [`detach_tc`] or [`detach_xdp`] the other kind.
+//!
 //! Whether the daemon of a filter lives is another question: see [`crate::io::liveness`].
 
 use std::os::fd::AsFd;

@@ -2,7 +2,7 @@
 //!
 //! [`FilterMaps`] holds what to look for, shared by all interfaces of the daemon; a [`Filter`] is the program on one
 //! interface with its counters and AF_XDP sockets. Words: a frame *matches* when it is ours and *passes* when it is
-//! the kernel's. The rules of matching are the text in [`program`].
+//! the kernel's. The rules of matching stand in `program.rs`.
 //!
 //! Where it is attached it stays, also when the process dies: [`attach`] says how it is replaced and told apart.
 
@@ -94,7 +94,8 @@ impl Filter {
     }
 
     /// Frames to other link addresses pass, as the kernel too ignores them. Without this call every link address
-    /// matches. Only XDP needs it: later on, the kernel has told frames apart already.
+    /// matches: so leave it for an interface that has several (VRRP's virtual link address on a macvlan).
+    /// Only XDP needs it: later on, the kernel has told frames apart already.
     pub fn set_link_address(&self, address: Mac) -> Result<(), BpfError> {
         let mut value = [0, 0, 0, 0, 0, 0, 1, 1];
         value[..6].copy_from_slice(&address.0);

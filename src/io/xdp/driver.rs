@@ -7,6 +7,7 @@ use super::rings::{FrameMemory, RING, Rings};
 use super::socket::{Sharing, Socket};
 use super::{BoundQueue, QueueBinding, XdpConfig, XdpError, XdpMode};
 use crate::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
+use crate::io::ethtool;
 use crate::io::poll::{PollSet, Woken};
 use crate::io::tun::TunQueue;
 use crate::packet::{ETHERNET_HEADER_LEN, Frame};
@@ -42,6 +43,9 @@ impl<R: Rings> XskDriver<R> {
             sockets.push(socket);
             reasons.push(reason);
         }
+        senders
+            .iter()
+            .try_for_each(|&sender| check_can_send(&config.queues[sender]))?;
         let fds: Vec<RawFd> = sockets.iter().map(Socket::fd).collect();
         Ok(XskDriver {
             sockets,
@@ -96,6 +100,19 @@ fn senders(queues: &[QueueBinding]) -> Result<Vec<usize>, XdpError> {
             .ok_or(XdpError::NoQueue(i))
     };
     (0..interfaces).map(first).collect()
+}
+
+/// The kernel takes frames on a queue that has no transmit side, and never sends them.
+fn check_can_send(binding: &QueueBinding) -> Result<(), XdpError> {
+    let failed = |source| XdpError::system(binding, "send by", source);
+    match ethtool::channels(&binding.name).map_err(failed)?.tx {
+        tx if binding.queue < tx => Ok(()),
+        tx => Err(XdpError::NoTransmitQueue {
+            interface: binding.name.clone(),
+            queue: binding.queue,
+            tx,
+        }),
+    }
 }
 
 fn chunks(config: &XdpConfig) -> u32 {

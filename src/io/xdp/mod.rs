@@ -99,6 +99,19 @@ pub enum XdpError {
     /// A worker could not send at that interface.
     #[error("this worker owns no queue of interface number {0}: at most as many workers as the fewest queues")]
     NoQueue(u8),
+    /// Frames sent by that queue would stay where they are.
+    #[error(
+        "queue {queue} of interface {interface} cannot send: it has {tx} transmit queues \
+         (ethtool -L {interface} makes as many as receive queues)"
+    )]
+    NoTransmitQueue {
+        /// Name of the interface.
+        interface: String,
+        /// The queue.
+        queue: u32,
+        /// Transmit queues in use.
+        tx: u32,
+    },
 }
 
 impl XdpError {

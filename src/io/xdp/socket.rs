@@ -141,10 +141,10 @@ impl<R: Rings> Socket<R> {
                 return;
             };
             match error.raw_os_error() {
-                // It has sent its share, and there is more.
-                Some(libc::EAGAIN | libc::EINTR) => {}
-                // Its own queue is full, or the interface is down at the moment: once more at the next flush.
-                Some(libc::EBUSY | libc::ENOBUFS | libc::ENOMEM | libc::ENETDOWN) => break,
+                // It has sent its share, or dropped a frame (EBUSY), and there is more.
+                Some(libc::EAGAIN | libc::EBUSY | libc::EINTR) => {}
+                // No memory, or the interface is down at the moment: once more at the next flush.
+                Some(libc::ENOBUFS | libc::ENOMEM | libc::ENETDOWN) => break,
                 _ => return self.die(error),
             }
         }
