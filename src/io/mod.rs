@@ -6,6 +6,7 @@
 //! | `afxdp` | the driver on AF_XDP sockets once more, over the crate of that name (feature) |
 //! | [`bpf`] | bpf(2): assembler, maps, programs and where they are attached |
 //! | [`buffer`] | a heap frame with headroom, and the pool that counts them |
+//! | [`decap`] | IP in IP for real servers whose kernel has none |
 //! | [`ethtool`] | queues in use, offloads |
 //! | [`filter`] | which frames are ours: the program in front of the kernel, and what it looks for |
 //! | [`guardian`] | cleaning up after a process that is killed |
@@ -31,6 +32,7 @@ pub mod afxdp;
 pub mod bpf;
 pub mod buffer;
 pub mod clock;
+pub mod decap;
 pub mod ethtool;
 pub mod filter;
 pub mod guardian;

@@ -135,13 +135,7 @@ impl PacketSocket {
     }
 
     fn refuse_all(&self) -> Result<(), SocketError> {
-        // BPF_RET | BPF_K with 0: keep no byte.
-        self.filter_classic(&mut [libc::sock_filter {
-            code: 0x06,
-            jt: 0,
-            jf: 0,
-            k: 0,
-        }])
+        self.filter_classic(&mut [classic::keep(0)])
     }
 
     fn bind(&self, index: u32) -> Result<(), SocketError> {
@@ -207,5 +201,65 @@ impl AsFd for PacketSocket {
 impl AsRawFd for PacketSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+/// Instructions of classic BPF programs, which see a frame from its Ethernet header on.
+pub mod classic {
+    use libc::sock_filter;
+
+    /// Loads a byte.
+    pub fn load_byte(at: u32) -> sock_filter {
+        // BPF_LD | BPF_B | BPF_ABS.
+        sock_filter {
+            code: 0x30,
+            jt: 0,
+            jf: 0,
+            k: at,
+        }
+    }
+
+    /// Loads two bytes.
+    pub fn load_half(at: u32) -> sock_filter {
+        // BPF_LD | BPF_H | BPF_ABS.
+        sock_filter {
+            code: 0x28,
+            jt: 0,
+            jf: 0,
+            k: at,
+        }
+    }
+
+    /// Loads whom the frame is for (`PACKET_HOST` and company).
+    pub fn load_packet_kind() -> sock_filter {
+        // BPF_LD | BPF_W | BPF_ABS of SKF_AD_OFF + SKF_AD_PKTTYPE.
+        sock_filter {
+            code: 0x20,
+            jt: 0,
+            jf: 0,
+            k: 0xffff_f004,
+        }
+    }
+
+    /// Skips `then` instructions if what was loaded equals `value`, else `otherwise`.
+    pub fn if_equal(value: u32, then: u8, otherwise: u8) -> sock_filter {
+        // BPF_JMP | BPF_JEQ | BPF_K.
+        sock_filter {
+            code: 0x15,
+            jt: then,
+            jf: otherwise,
+            k: value,
+        }
+    }
+
+    /// Ends: keeps up to `bytes` of the frame; 0 refuses it.
+    pub fn keep(bytes: u32) -> sock_filter {
+        // BPF_RET | BPF_K.
+        sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: bytes,
+        }
     }
 }

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test module uses a part")]
 #![allow(unsafe_code, reason = "unshare and packet sockets for tests")]
 
+pub mod hosts;
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;

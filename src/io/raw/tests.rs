@@ -2,58 +2,15 @@
 //! that happens to an interface disturbs it.
 //! Method: a client's and a server's namespace, and between them one with a driver that only writes new link addresses.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::thread::Scope;
 
 use super::*;
-use crate::io::testing::{Sniffer, enter_new_namespace, in_namespace, index_of, ip, keep_all, thread_id, wait_up};
+use crate::io::testing::hosts::{CLIENT_MAC, SERVER_MAC, between_two_hosts, transfer};
+use crate::io::testing::{Sniffer, index_of, ip, keep_all};
 use crate::io::tun::Tun;
 use crate::packet::{ChecksumOffload, Offload};
-
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
-/// Both of the driver's interfaces.
-const OURS: &str = "02:00:00:00:00:0d";
-
-/// A host behind a veth whose other end, `peer`, is moved to the namespace of thread `middle`.
-fn host(peer: &str, middle: i32, mac: &str, number: u8) {
-    let other = 3 - number;
-    ip("link set lo up");
-    ip(&format!(
-        "link add eth0 address {mac} type veth peer name {peer} address {OURS}"
-    ));
-    ip(&format!("link set {peer} netns {middle}"));
-    ip(&format!("addr add 192.0.2.{number}/24 dev eth0"));
-    ip(&format!("addr add 2001:db8::{number}/64 dev eth0 nodad"));
-    ip("link set eth0 up");
-    ip(&format!(
-        "neigh add 192.0.2.{other} lladdr {OURS} dev eth0 nud permanent"
-    ));
-    ip(&format!(
-        "neigh add 2001:db8::{other} lladdr {OURS} dev eth0 nud permanent"
-    ));
-}
-
-/// A thread that lives in a host's namespace and runs what it is sent.
-type Job = Box<dyn FnOnce() + Send>;
-
-fn host_thread<'s>(scope: &'s Scope<'s, '_>, peer: &'static str, mac: &'static str, number: u8) -> mpsc::Sender<Job> {
-    let (jobs, work) = mpsc::channel::<Job>();
-    let (ready, is_ready) = mpsc::channel();
-    let middle = thread_id();
-    scope.spawn(move || {
-        assert!(enter_new_namespace());
-        host(peer, middle, mac, number);
-        ready.send(()).unwrap();
-        work.iter().for_each(|job| job());
-    });
-    is_ready.recv().unwrap();
-    jobs
-}
 
 fn drivers(workers: usize) -> Vec<RawDriver> {
     let filter = keep_all();
@@ -99,71 +56,6 @@ fn relay(mut driver: RawDriver, stop: &AtomicBool) -> (RawDriver, Seen) {
     (driver, seen)
 }
 
-/// A client's and a server's namespace around this thread's; `test` gets where to run things in each.
-fn between_two_hosts(test: impl FnOnce(mpsc::Sender<Job>, mpsc::Sender<Job>) + Send) {
-    in_namespace(|| {
-        std::thread::scope(|scope| {
-            let client = host_thread(scope, "toclient", "02:00:00:00:00:01", 1);
-            let server = host_thread(scope, "toserver", "02:00:00:00:00:02", 2);
-            ip("link set toclient up");
-            ip("link set toserver up");
-            ["toclient", "toserver"].iter().for_each(|name| wait_up(name));
-            [&client, &server]
-                .iter()
-                .for_each(|host| run(host, || wait_up("eth0")).recv_timeout(LONG).unwrap());
-            test(client, server);
-        });
-    });
-}
-
-fn run<T: Send + 'static>(host: &mpsc::Sender<Job>, job: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
-    let (result, is_done) = mpsc::channel();
-    // Nobody may wait for the result.
-    host.send(Box::new(move || drop(result.send(job())))).unwrap();
-    is_done
-}
-
-const LONG: Duration = Duration::from_secs(30);
-
-/// `len` bytes that differ from place to place.
-fn content(len: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        (state >> 24) as u8
-    })
-    .take(len)
-    .collect()
-}
-
-/// Sends `len` bytes to the server, which sends them back.
-fn transfer(client: &mpsc::Sender<Job>, server: &mpsc::Sender<Job>, address: &'static str, len: usize) {
-    let listening = run(server, move || {
-        let listener = TcpListener::bind(address).unwrap();
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut all = Vec::new();
-            stream.read_to_end(&mut all).unwrap();
-            stream.write_all(&all).unwrap();
-        });
-    });
-    listening.recv_timeout(LONG).unwrap();
-    let echoed = run(client, move || {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        let sent = content(len);
-        stream.write_all(&sent).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut back = Vec::new();
-        stream.read_to_end(&mut back).unwrap();
-        back == sent
-    });
-    assert!(
-        echoed.recv_timeout(2 * LONG).expect("the transfer ends"),
-        "every byte, in order"
-    );
-}
-
 #[test]
 fn tcp_of_both_families_passes_byte_exact_in_super_frames() {
     between_two_hosts(|client, server| {
@@ -207,7 +99,7 @@ fn two_workers_share_the_frames() {
                 .into_iter()
                 .map(|d| scope.spawn(|| relay(d, &stop)))
                 .collect();
-            let echo = run(&server, || {
+            server.run(|| {
                 let socket = UdpSocket::bind("192.0.2.2:53").unwrap();
                 std::thread::spawn(move || {
                     let mut buffer = [0; 100];
@@ -219,8 +111,7 @@ fn two_workers_share_the_frames() {
                     }
                 });
             });
-            echo.recv_timeout(LONG).unwrap();
-            let answers = run(&client, || {
+            let answers = client.run(|| {
                 let ask = |_: &u32| {
                     let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
                     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -237,7 +128,7 @@ fn two_workers_share_the_frames() {
                     .unwrap();
                 answered
             });
-            assert_eq!(answers.recv_timeout(LONG).unwrap(), 64);
+            assert_eq!(answers, 64);
             std::thread::sleep(Duration::from_millis(50));
             stop.store(true, Ordering::Relaxed);
             for relay in relays {
@@ -272,7 +163,7 @@ fn an_interface_that_goes_costs_its_frames_only() {
         ip("link del toserver");
         assert_eq!(driver.receive(&mut batch), 0);
         assert_eq!(send(&mut driver), 6, "gone");
-        run(&client, || {
+        client.run(|| {
             let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
             socket.send_to(b"still there", "192.0.2.2:53").unwrap();
         });
@@ -326,12 +217,10 @@ fn refuses_frames_that_are_not_for_it_and_survives_an_empty_pool() {
             frame(ours, &[], 5),
         ];
         ip("link set toclient promisc on");
-        run(&client, move || {
+        client.run(move || {
             let sniffer = Sniffer::new("eth0");
             sent.iter().for_each(|f| sniffer.send(f));
-        })
-        .recv_timeout(LONG)
-        .unwrap();
+        });
         driver.wait(Duration::from_secs(2));
         driver.receive(&mut batch);
         let numbers: Vec<u8> = batch.iter().map(|r| r.frame.bytes()[14]).filter(|&n| n <= 5).collect();
@@ -341,12 +230,10 @@ fn refuses_frames_that_are_not_for_it_and_survives_an_empty_pool() {
         let mut taken: Vec<_> = std::iter::from_fn(|| driver.allocate()).collect();
         assert!(driver.allocate().is_none());
         let more = frame(ours, &[], 6);
-        run(&client, move || {
+        client.run(move || {
             let sniffer = Sniffer::new("eth0");
             (0..300).for_each(|_| sniffer.send(&more));
-        })
-        .recv_timeout(LONG)
-        .unwrap();
+        });
         let mut held = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_MAX));
         for _ in 0..300 {
             driver.receive(&mut batch);
