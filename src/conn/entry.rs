@@ -9,7 +9,7 @@ use super::layout::{
     runtime_word,
 };
 use super::table::ConnectionTable;
-use super::{State, StateChange, Tick, TimeoutTable};
+use super::{State, StateChange, Tick, TimeoutTable, tcp};
 use crate::packet::{Family, FlowKey, Protocol, TcpFlags};
 use crate::service::Method;
 
@@ -248,7 +248,12 @@ impl<'t> EntryRef<'t> {
     ) -> Option<StateChange> {
         let control = self.control();
         let from = control.state();
-        let to = from.next(control.protocol(), control.method(), direction, flags);
+        // Most packets by far: data and acknowledgements.
+        let to = if control.is_established_tcp() && tcp::is_plain(flags) {
+            State::Established
+        } else {
+            from.next(control.protocol(), control.method(), direction, flags)
+        };
         let deadline = now.after(timeouts.ticks(to));
         if from == to && deadline.0.wrapping_sub(control.deadline().0) < REFRESH_TICKS {
             return None;

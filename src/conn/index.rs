@@ -1,9 +1,9 @@
 //! From the hash of a key to the slots that may hold it: buckets of one cache line, looked up without a lock.
 //!
 //! A key's place is its home bucket or one of the next [`PROBES_MAX`] - 1; each bucket counts the references that went
-//! past it, so a search stops where none did. References never move, so a search races with insertion and removal of
-//! the very key only. Inserting and removing a key take the lock of its home bucket; lanes of further buckets are
-//! taken by compare-exchange.
+//! past it, so a search stops where none did. References never move but among equal keys, so a search races with
+//! insertion and removal of the very key only. Whoever changes a bucket holds its lock; locks are taken upwards, so
+//! nobody waits in a circle.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -12,10 +12,10 @@ use super::layout::Direction;
 
 /// References a bucket holds.
 pub const LANES: usize = 8;
-/// Buckets a key may be in. At two keys an entry and a full table, the furthest of 20 M keys was 14 away.
-pub const PROBES_MAX: usize = 16;
-/// Buckets per slot, in 1/8: two keys an entry fill them to two thirds.
-const BUCKETS_PER_8_SLOTS: usize = 3;
+/// Buckets a key may be in. With a full table of NAT connections the furthest of 20 M keys was 10 away from its home.
+pub const PROBES_MAX: usize = 32;
+/// Buckets per slot, in 1/16: the two keys of each NAT connection fill them to 57 %; 1.7 % of keys are not at home.
+const BUCKETS_PER_16_SLOTS: usize = 7;
 
 const LOCK: u32 = 1 << 31;
 /// Tries for a lock; the holder does well under a microsecond of work unless it is preempted.
@@ -59,13 +59,29 @@ pub enum Refused {
 
 /// Hash of a key: the upper half chooses the bucket, the lowest 16 bits are the tag.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Hash(pub(super) u64);
+pub struct Hash(u64);
 
 impl Hash {
-    /// Never 0, which marks an empty lane.
+    #[inline]
+    pub(super) fn new(bits: u64) -> Hash {
+        // A tag is never 0, which marks an empty lane.
+        Hash(bits | 1)
+    }
+
     #[inline]
     fn tag(self) -> u16 {
-        (self.0 as u16).max(1)
+        self.0 as u16
+    }
+}
+
+/// What a search will most likely find: see [`Index::first_guess`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guess(u32);
+
+impl Guess {
+    #[inline]
+    pub(super) fn reference(self) -> Option<Reference> {
+        (self.0 != Reference::EMPTY).then_some(Reference(self.0))
     }
 }
 
@@ -91,13 +107,61 @@ impl Bucket {
         equal_lanes(low, high, tag)
     }
 
-    fn set_tag(&self, lane: usize, tag: u16) {
-        // The lane's owner found it 0.
-        self.tags[lane / 4].fetch_or((tag as u64) << (lane % 4 * 16), Ordering::Release);
+    /// Fills a lane that is empty. The bucket is locked.
+    fn fill(&self, lane: usize, tag: u16, reference: Reference) {
+        // Release: whoever finds the reference finds the entry's words.
+        self.references[lane].store(reference.0, Ordering::Release);
+        self.write_tag(lane, tag);
     }
 
-    fn clear_tag(&self, lane: usize) {
-        self.tags[lane / 4].fetch_and(!(0xffff << (lane % 4 * 16)), Ordering::Release);
+    /// Empties a lane. The bucket is locked.
+    fn clear(&self, lane: usize) {
+        self.write_tag(lane, 0);
+        self.references[lane].store(Reference::EMPTY, Ordering::Release);
+    }
+
+    fn write_tag(&self, lane: usize, tag: u16) {
+        let word = &self.tags[lane / 4];
+        let shift = lane % 4 * 16;
+        let others = word.load(Ordering::Relaxed) & !(0xffff << shift);
+        word.store(others | (tag as u64) << shift, Ordering::Release);
+    }
+
+    fn lane_of(&self, reference: u32) -> Option<usize> {
+        self.references
+            .iter()
+            .position(|r| r.load(Ordering::Relaxed) == reference)
+    }
+
+    /// Counts one reference more or less that went past. The bucket is locked.
+    fn count_overflow(&self, more: bool) {
+        let control = self.control.load(Ordering::Relaxed);
+        let changed = if more { control + 1 } else { control - 1 };
+        self.control.store(changed, Ordering::Relaxed);
+    }
+
+    /// `false`: the holder does not run.
+    fn lock(&self) -> bool {
+        for round in 1..=LOCK_TRIES {
+            let free = self.control.load(Ordering::Relaxed) & !LOCK;
+            let taken = self
+                .control
+                .compare_exchange_weak(free, free | LOCK, Ordering::Acquire, Ordering::Relaxed);
+            if taken.is_ok() {
+                return true;
+            }
+            std::hint::spin_loop();
+            if round.is_multiple_of(1000) {
+                // The holder was preempted, on this CPU perhaps.
+                std::thread::yield_now();
+            }
+        }
+        false
+    }
+
+    fn unlock(&self) {
+        let control = self.control.load(Ordering::Relaxed);
+        self.control.store(control & !LOCK, Ordering::Release);
     }
 
     #[inline]
@@ -116,7 +180,7 @@ pub struct Index {
 impl Index {
     /// An empty index for that many slots.
     pub fn new(slots: u32) -> Index {
-        let homes = (slots as usize * BUCKETS_PER_8_SLOTS).div_ceil(8).max(1);
+        let homes = (slots as usize * BUCKETS_PER_16_SLOTS).div_ceil(16).max(1);
         let count = homes + PROBES_MAX - 1;
         let mut buckets = Vec::with_capacity(count);
         advise_huge_pages(buckets.spare_capacity_mut());
@@ -142,16 +206,16 @@ impl Index {
         &self.buckets[self.home(hash)]
     }
 
-    /// What a search will most likely look at first.
+    /// The first reference that a search of this hash looks at, unless it is beyond the home bucket.
     #[inline]
-    pub fn first_guess(&self, hash: Hash) -> Option<Reference> {
+    pub fn first_guess(&self, hash: Hash) -> Guess {
         let bucket = self.home_bucket(hash);
         let lanes = bucket.matches(hash.tag());
         if lanes == 0 {
-            return None;
+            return Guess(Reference::EMPTY);
         }
-        let reference = bucket.references[lanes.trailing_zeros() as usize % LANES].load(Ordering::Relaxed);
-        (reference != Reference::EMPTY).then_some(Reference(reference))
+        // Acquire: as in `find`.
+        Guess(bucket.references[lanes.trailing_zeros() as usize % LANES].load(Ordering::Acquire))
     }
 
     /// The first reference with this hash's tag that `is_it` takes.
@@ -177,8 +241,8 @@ impl Index {
         None
     }
 
-    /// Inserts a key that must be there once only. `publish` runs when it is sure that the key is new and there is room,
-    /// before anyone can find the reference.
+    /// Inserts a key that must be there once only. `publish` runs when it is sure that the key is new, before anyone can
+    /// find the reference.
     pub fn insert_unique(
         &self,
         hash: Hash,
@@ -186,13 +250,12 @@ impl Index {
         is_same: impl FnMut(Reference) -> bool,
         publish: impl FnOnce(),
     ) -> Result<(), Refused> {
-        let home = self.home(hash);
-        let _lock = self.lock(home).ok_or(Refused::NoRoom)?;
+        let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
         if let Some(there) = self.find(hash, is_same) {
             return Err(Refused::Exists(there));
         }
         publish();
-        self.place(home, hash.tag(), reference).map(|_| ())
+        window.place(hash.tag(), reference).map(|_| ()).ok_or(Refused::NoRoom)
     }
 
     /// Inserts a key that may be there: of several the newest is found first, as in the kernel's lists.
@@ -202,90 +265,60 @@ impl Index {
         reference: Reference,
         mut is_same: impl FnMut(Reference) -> bool,
     ) -> Result<(), Refused> {
-        let home = self.home(hash);
-        let _lock = self.lock(home).ok_or(Refused::NoRoom)?;
-        let tag = hash.tag();
-        let (last_bucket, last_lane) = self.place(home, tag, reference)?;
-        // Each older one before that lane moves to the place of the next older, and the oldest of them to that lane.
+        let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
+        let place = window.place(hash.tag(), reference).ok_or(Refused::NoRoom)?;
+        // Each older one before that place moves to the place of the next older, and the oldest of them to that place.
         let mut carried = reference;
-        for (distance, bucket) in self.buckets[home..=home + last_bucket].iter().enumerate() {
-            let mut lanes = bucket.matches(tag);
+        for (distance, bucket) in window.buckets[..=place.0].iter().enumerate() {
+            let mut lanes = bucket.matches(hash.tag());
             while lanes != 0 {
                 let lane = lanes.trailing_zeros() as usize % LANES;
-                if (distance, lane) == (last_bucket, last_lane) {
-                    bucket.references[lane].store(carried.0, Ordering::Release);
-                    return Ok(());
-                }
-                let there = bucket.references[lane].load(Ordering::Acquire);
-                if there != Reference::EMPTY && is_same(Reference(there)) {
+                lanes &= lanes - 1;
+                let there = bucket.references[lane].load(Ordering::Relaxed);
+                let is_place = (distance, lane) == place;
+                if is_place || there != Reference::EMPTY && is_same(Reference(there)) {
                     bucket.references[lane].store(carried.0, Ordering::Release);
                     carried = Reference(there);
                 }
-                lanes &= lanes - 1;
+                if is_place {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
-    /// Takes the first free lane from `home` on. The home bucket is locked.
-    /// Returns its distance in buckets and its number.
-    fn place(&self, home: usize, tag: u16, reference: Reference) -> Result<(usize, usize), Refused> {
-        let buckets = &self.buckets[home..home + PROBES_MAX];
-        for (distance, bucket) in buckets.iter().enumerate() {
-            for (lane, there) in bucket.references.iter().enumerate() {
-                if there.load(Ordering::Relaxed) != Reference::EMPTY {
-                    continue;
-                }
-                let taken = there.compare_exchange(Reference::EMPTY, reference.0, Ordering::AcqRel, Ordering::Relaxed);
-                if taken.is_ok() {
-                    bucket.set_tag(lane, tag);
-                    return Ok((distance, lane));
-                }
-            }
-            if distance + 1 < PROBES_MAX {
-                bucket.control.fetch_add(1, Ordering::AcqRel);
-            }
-        }
-        for bucket in &buckets[..PROBES_MAX - 1] {
-            bucket.control.fetch_sub(1, Ordering::AcqRel);
-        }
-        Err(Refused::NoRoom)
-    }
-
-    /// Takes the reference out. `false`: the lock's holder does not run, try again later.
+    /// Takes the reference out. `false`: a lock's holder does not run, try again later.
     pub fn remove(&self, hash: Hash, reference: Reference) -> bool {
-        let home = self.home(hash);
-        let Some(_lock) = self.lock(home) else { return false };
-        let buckets = &self.buckets[home..home + PROBES_MAX];
-        for (distance, bucket) in buckets.iter().enumerate() {
-            for (lane, there) in bucket.references.iter().enumerate() {
-                if there.load(Ordering::Relaxed) == reference.0 {
-                    // The tag first: a lane with an empty reference is anybody's.
-                    bucket.clear_tag(lane);
-                    there.store(Reference::EMPTY, Ordering::Release);
-                    for passed in &buckets[..distance] {
-                        passed.control.fetch_sub(1, Ordering::AcqRel);
-                    }
-                    return true;
-                }
+        let Some(mut window) = self.window(hash) else {
+            return false;
+        };
+        loop {
+            let last = window.last();
+            if let Some(lane) = last.lane_of(reference.0) {
+                last.clear(lane);
+                let passed = &window.buckets[..window.locked - 1];
+                passed.iter().for_each(|bucket| bucket.count_overflow(false));
+                return true;
+            }
+            if !last.overflows() || window.locked == PROBES_MAX {
+                return true; // it is not there
+            }
+            if !window.lock_next() {
+                return false;
             }
         }
-        true
     }
 
-    fn lock(&self, home: usize) -> Option<Lock<'_>> {
-        let control = &self.buckets[home].control;
-        for round in 1..=LOCK_TRIES {
-            if control.load(Ordering::Relaxed) & LOCK == 0 && control.fetch_or(LOCK, Ordering::Acquire) & LOCK == 0 {
-                return Some(Lock { control });
-            }
-            std::hint::spin_loop();
-            if round.is_multiple_of(1000) {
-                // The holder was preempted, on this CPU perhaps.
-                std::thread::yield_now();
-            }
-        }
-        None
+    /// Locks the home bucket.
+    #[inline]
+    fn window(&self, hash: Hash) -> Option<Window<'_>> {
+        let home = self.home(hash);
+        let mut window = Window {
+            buckets: &self.buckets[home..home + PROBES_MAX],
+            locked: 0,
+        };
+        window.lock_next().then_some(window)
     }
 
     /// References in the index, for tests.
@@ -305,12 +338,45 @@ impl Index {
     }
 }
 
-struct Lock<'a> {
-    control: &'a AtomicU32,
+/// The buckets where a key may be, the first ones locked.
+struct Window<'a> {
+    buckets: &'a [Bucket],
+    locked: usize,
 }
 
-impl Drop for Lock<'_> {
+impl Window<'_> {
+    /// The last locked one; the home bucket is always.
+    fn last(&self) -> &Bucket {
+        &self.buckets[self.locked - 1]
+    }
+
+    fn lock_next(&mut self) -> bool {
+        let locked = self.buckets[self.locked].lock();
+        self.locked += locked as usize;
+        locked
+    }
+
+    /// Fills the first empty lane. Returns bucket and lane, `None` when all are full or a lock's holder does not run.
+    fn place(&mut self, tag: u16, reference: Reference) -> Option<(usize, usize)> {
+        loop {
+            let distance = self.locked - 1;
+            if let Some(lane) = self.last().lane_of(Reference::EMPTY) {
+                // Before the reference can be found: a search must come this far.
+                self.buckets[..distance]
+                    .iter()
+                    .for_each(|bucket| bucket.count_overflow(true));
+                self.last().fill(lane, tag, reference);
+                return Some((distance, lane));
+            }
+            if self.locked == PROBES_MAX || !self.lock_next() {
+                return None;
+            }
+        }
+    }
+}
+
+impl Drop for Window<'_> {
     fn drop(&mut self) {
-        self.control.fetch_and(!LOCK, Ordering::Release);
+        self.buckets[..self.locked].iter().for_each(Bucket::unlock);
     }
 }

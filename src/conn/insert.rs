@@ -86,6 +86,28 @@ struct Draft<'a> {
     template: u64,
 }
 
+impl Draft<'_> {
+    /// As [`reply_key`], before there is an entry.
+    fn reply_key(&self) -> Option<FlowKey> {
+        if self.method != Method::Masq || self.kind != Kind::Connection {
+            return None;
+        }
+        let ports = (self.destination.port as u32) << 16 | self.flow.source_port() as u32;
+        let client = self.flow.addresses;
+        match (self.flow.family, self.destination.address) {
+            (Family::V4, IpAddr::V4(v4)) => {
+                let client = (client[0] >> 32) as u32;
+                Some(FlowKey::v4(self.flow.protocol, v4.to_bits(), client, ports))
+            }
+            (Family::V6, IpAddr::V6(v6)) => {
+                let client = (client[0] as u128) << 64 | client[1] as u128;
+                Some(FlowKey::v6(self.flow.protocol, v6.to_bits(), client, ports))
+            }
+            _ => None,
+        }
+    }
+}
+
 impl ConnectionTable {
     /// Inserts a connection; `hash` is that of its flow. When the table is full, half-open connections are replaced,
     /// oldest first: `evicted` gets each, to take it off its destination's numbers.
@@ -153,6 +175,10 @@ impl ConnectionTable {
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
     ) -> Result<EntryRef<'t>, InsertError<'t>> {
+        let reply = draft.reply_key().map(|key| (self.hash(&key), key));
+        if let Some((hash, _)) = &reply {
+            self.prefetch_bucket(*hash);
+        }
         let wide = draft.flow.family == Family::V6 || draft.destination.address.is_ipv6();
         let number = match self.slots.allocate(worker, wide) {
             Some(number) => number,
@@ -183,7 +209,9 @@ impl ConnectionTable {
             Err(Refused::NoRoom) if published => return Err(self.take_back(worker, entry)),
             Err(Refused::NoRoom) => return Err(InsertError::Full),
         }
-        if !self.link_reply(entry, control, draft) {
+        if let Some((hash, key)) = reply
+            && !self.link_reply(entry, hash, &key)
+        {
             return Err(self.take_back(worker, entry));
         }
         self.slots.count_inserted(worker);
@@ -194,18 +222,11 @@ impl ConnectionTable {
     }
 
     /// Makes a NAT connection findable by its replies. `false`: no room in the index.
-    pub(super) fn link_reply_of(&self, entry: EntryRef<'_>, control: Control) -> bool {
-        let Some(key) = reply_key(entry, control) else {
-            return true;
-        };
-        let key_bits = Control::key_bits(Kind::Connection, &key);
+    pub(super) fn link_reply(&self, entry: EntryRef<'_>, hash: Hash, key: &FlowKey) -> bool {
+        let key_bits = Control::key_bits(Kind::Connection, key);
         let reference = Reference::new(entry.number, Direction::Reply);
-        let is_same = |r: Reference| r.direction() == Direction::Reply && self.is_it(r, key_bits, &key);
-        self.index.insert_newest(self.hash(&key), reference, is_same).is_ok()
-    }
-
-    fn link_reply(&self, entry: EntryRef<'_>, control: Control, draft: &Draft<'_>) -> bool {
-        draft.method != Method::Masq || draft.kind != Kind::Connection || self.link_reply_of(entry, control)
+        let is_same = |r: Reference| r.direction() == Direction::Reply && self.is_it(r, key_bits, key);
+        self.index.insert_newest(hash, reference, is_same).is_ok()
     }
 
     /// The entry is in the table by half: retires it as one that others may hold.
@@ -346,23 +367,16 @@ fn control_of(draft: &Draft<'_>) -> Control {
 
 /// Destination to client, of a NAT connection; `None` for all others.
 pub(super) fn reply_key(entry: EntryRef<'_>, control: Control) -> Option<FlowKey> {
-    if control.method() != Method::Masq || control.kind_before() != Some(Kind::Connection) {
+    if control.method() != Method::Masq
+        || control.kind_before() != Some(Kind::Connection)
+        || control.client_family() != control.destination_family()
+    {
         return None;
     }
     let ports = (entry.destination_port() as u32) << 16 | entry.client_port() as u32;
-    match (control.client_family(), control.destination_family()) {
-        (Family::V4, Family::V4) => Some(FlowKey::v4(
-            control.protocol(),
-            entry.destination_v4(),
-            entry.client_v4(),
-            ports,
-        )),
-        (Family::V6, Family::V6) => Some(FlowKey::v6(
-            control.protocol(),
-            entry.destination_v6(),
-            entry.client_v6(),
-            ports,
-        )),
-        _ => None,
-    }
+    let protocol = control.protocol();
+    Some(match control.client_family() {
+        Family::V4 => FlowKey::v4(protocol, entry.destination_v4(), entry.client_v4(), ports),
+        Family::V6 => FlowKey::v6(protocol, entry.destination_v6(), entry.client_v6(), ports),
+    })
 }

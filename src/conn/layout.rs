@@ -172,6 +172,13 @@ impl Control {
         Protocol((self.0 >> PROTOCOL_SHIFT) as u8)
     }
 
+    /// Protocol and state in one comparison.
+    #[inline]
+    pub fn is_established_tcp(self) -> bool {
+        let wanted = (State::Established as u16) << 8 | Protocol::TCP.0 as u16;
+        (self.0 >> PROTOCOL_SHIFT) as u16 == wanted
+    }
+
     /// NONE when the bits are of no state; only recovery meets such, and refuses them.
     #[inline]
     pub fn state(self) -> State {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Tick;
 use super::entry::{Connection, EntryRef};
 use super::index::Reference;
+use super::insert::reply_key;
 use super::layout::{CONTROL, Control, Direction, Kind, RUNTIME, TAIL_MARK, TEMPLATE, runtime_word};
 use super::state::State;
 use super::table::ConnectionTable;
@@ -131,11 +132,12 @@ impl ConnectionTable {
         if self.index.insert_unique(hash, forward, is_same, || ()).is_err() {
             return false;
         }
-        if !self.link_reply_of(entry, control) || !self.slots.claim(entry.number, wide) {
-            let reply = Reference::new(entry.number, Direction::Reply);
+        let reply = reply_key(entry, control).map(|key| (self.hash(&key), key));
+        let linked = reply.is_none_or(|(hash, key)| self.link_reply(entry, hash, &key));
+        if !linked || !self.slots.claim(entry.number, wide) {
             self.index.remove(hash, forward);
-            if let Some(key) = super::insert::reply_key(entry, control) {
-                self.index.remove(self.hash(&key), reply);
+            if let Some((hash, _)) = reply {
+                self.index.remove(hash, Reference::new(entry.number, Direction::Reply));
             }
             return false;
         }

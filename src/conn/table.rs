@@ -10,7 +10,7 @@ use super::entries::{Entries, SLOT_BYTES, Slot, prefetch};
 use super::entry::{Connection, EntryRef, Hit};
 use super::epoch::Epochs;
 use super::expire::{Retired, Sweeper};
-pub use super::index::Hash;
+pub use super::index::{Guess, Hash};
 use super::index::{Index, Reference};
 use super::layout::{ADDRESSES, CONTROL, Control, Direction, Kind, PORTS, TAIL_DESTINATION};
 use super::slots::{CHUNK, Slots};
@@ -117,9 +117,11 @@ impl ConnectionTable {
 
     #[inline]
     pub(super) fn hash_as(&self, kind: Kind, key: &FlowKey) -> Hash {
+        // The quality variant mixes once more: with the fast one the keys of a NAT table, which differ in few bits,
+        // clustered (the furthest of 2 M was 17 buckets away instead of 11).
         let rest = key.ports as u64 | (key.protocol.0 as u64) << 32 | (kind as u64) << 40;
         let two = |a: u64, b: u64| a as u128 | (b as u128) << 64;
-        let mut hasher = foldhash::fast::FoldHasher::with_seed(self.seed, &self.shared_seed);
+        let mut hasher = foldhash::quality::FoldHasher::with_seed(self.seed, &self.shared_seed);
         match key.family {
             Family::V4 => hasher.write_u128(two(key.addresses[0], rest)),
             Family::V6 => {
@@ -128,7 +130,7 @@ impl ConnectionTable {
                 hasher.write_u64(rest);
             }
         }
-        Hash(hasher.finish())
+        Hash::new(hasher.finish())
     }
 
     /// Starts loading what a lookup of this hash reads first.
@@ -137,20 +139,45 @@ impl ConnectionTable {
         prefetch(self.index.home_bucket(hash));
     }
 
-    /// Starts loading the entry that a lookup of this hash most likely finds. Its bucket should be loaded by now.
+    /// Starts loading the entry that a lookup of this hash most likely finds, and says which: for
+    /// [`lookup_guessed`](ConnectionTable::lookup_guessed) in the same batch. Its bucket should be loaded by now.
     #[inline]
-    pub fn prefetch_entry(&self, hash: Hash) {
-        if let Some(reference) = self.index.first_guess(hash)
+    pub fn prefetch_entry(&self, hash: Hash) -> Guess {
+        let guess = self.index.first_guess(hash);
+        if let Some(reference) = guess.reference()
             && let Some(slot) = self.slots().get(reference.slot() as usize)
         {
             prefetch(slot);
         }
+        guess
     }
 
     /// The connection of a packet, by either direction of NAT connections. Of several that one reply matches, the newest.
     #[inline]
     pub fn lookup(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
-        let reference = self.find(hash, Kind::Connection, key)?;
+        self.hit(self.find(hash, Kind::Connection, key)?)
+    }
+
+    /// The same, with what [`prefetch_entry`](ConnectionTable::prefetch_entry) guessed: almost always right, and then
+    /// the index is not read again.
+    #[inline]
+    pub fn lookup_guessed(&self, hash: Hash, guess: Guess, key: &FlowKey) -> Option<Hit<'_>> {
+        if let Some(reference) = guess.reference() {
+            let key_bits = Control::key_bits(Kind::Connection, key);
+            if is_it(self.slots(), reference, key_bits, key) {
+                return self.hit(reference);
+            }
+        }
+        self.lookup_again(hash, key)
+    }
+
+    #[cold]
+    fn lookup_again(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
+        self.lookup(hash, key)
+    }
+
+    #[inline]
+    fn hit(&self, reference: Reference) -> Option<Hit<'_>> {
         Some(Hit {
             entry: self.entry(reference.slot())?,
             direction: reference.direction(),

@@ -108,6 +108,12 @@ pub fn next(state: State, sides: Sides, flags: TcpFlags) -> State {
     }
 }
 
+/// An acknowledgement, with data or without, and nothing else: leaves an established connection as it is.
+#[inline]
+pub fn is_plain(flags: TcpFlags) -> bool {
+    flags.0 & (TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK) == TcpFlags::ACK
+}
+
 /// A segment of an unknown connection makes an entry: SYN without RST.
 #[inline]
 pub fn may_create(flags: TcpFlags) -> bool {
@@ -210,6 +216,19 @@ mod tests {
             }
         }
         assert_eq!(checked, 160, "the recorded file lost or gained lines");
+    }
+
+    #[test]
+    fn plain_segments_leave_established_alone() {
+        for bits in 0..=255 {
+            let f = TcpFlags(bits);
+            for sides in [Sides::Client, Sides::Server, Sides::ClientOnly] {
+                if is_plain(f) {
+                    assert_eq!(next(State::Established, sides, f), State::Established);
+                }
+            }
+        }
+        assert!(is_plain(flags("PA")) && !is_plain(flags("")) && !is_plain(flags("SA")));
     }
 
     #[test]
