@@ -185,13 +185,17 @@ impl ConnectionTable {
     }
 
     fn unlink(&self, waiting: &mut Waiting, limit: usize) -> bool {
-        if waiting.count == GROUPS_MAX {
-            return false;
-        }
         if waiting.pending == 0 {
             waiting.pending = self.retired.newest.0.swap(0, Ordering::AcqRel);
         }
-        let mut first = 0;
+        // One group more; when there are too many, the newest grows, and waits longer.
+        let slot = waiting.count.min(GROUPS_MAX - 1);
+        let old = if slot < waiting.count {
+            waiting.groups[slot].first
+        } else {
+            0
+        };
+        let mut first = old;
         for _ in 0..limit {
             let Some(number) = waiting.pending.checked_sub(1) else {
                 break;
@@ -206,14 +210,14 @@ impl ConnectionTable {
             link.store(first as u64, Ordering::Relaxed);
             first = number + 1;
         }
-        if first == 0 {
+        if first == old {
             return false;
         }
-        waiting.groups[waiting.count] = Group {
+        waiting.groups[slot] = Group {
             first,
             epoch: self.epochs.retire(),
         };
-        waiting.count += 1;
+        waiting.count = slot + 1;
         waiting.pending != 0
     }
 

@@ -5,8 +5,8 @@
 //! another worker needs it.
 //!
 //! A slot is free, or taken (in an entry, or in a worker's cache), or in limbo (retired, until every worker has passed a
-//! batch boundary). Taken slots never exceed the capacity; there are [`RESERVE`] slots more than that, so that a full table can go on
-//! replacing entries while the replaced ones are in limbo.
+//! batch boundary). Taken slots never exceed the capacity; there are [more slots](RESERVE_MIN) than that, so
+//! that a full table can go on replacing entries while the replaced ones are in limbo.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -14,10 +14,12 @@ use super::epoch::Padded;
 
 /// Slots of a chunk.
 pub const CHUNK: u32 = 64;
-/// Slots beyond the capacity.
-pub const RESERVE: u32 = 1024;
+/// Slots beyond the capacity: this many, and one for each so many of the capacity. At 1 M they last a flood of a million
+/// connections a second for 17 ms, should a worker be kept from its next batch for so long.
+pub const RESERVE_MIN: u32 = 1024;
+const RESERVE_PART: u32 = 64;
 /// Largest capacity: a reference into the slots and its direction fit 32 bits.
-pub const CAPACITY_MAX: u32 = (1 << 30) - RESERVE;
+pub const CAPACITY_MAX: u32 = (1 << 30) - (1 << 25);
 /// A worker takes whole chunks while this many slots a worker are left.
 const PLENTY: u32 = 4 * CHUNK;
 
@@ -92,7 +94,15 @@ impl Slots {
 
     /// The capacity that so many slots of memory give.
     pub fn capacity_of(total: u32) -> u32 {
-        total.saturating_sub(RESERVE)
+        let rest = total.saturating_sub(RESERVE_MIN) as u64;
+        let part = RESERVE_PART as u64;
+        let close = (rest * part / (part + 1)) as u32;
+        // Rounding may have lost one.
+        if Slots::total_for(close + 1) <= total {
+            close + 1
+        } else {
+            close
+        }
     }
 
     /// Slots of memory for that capacity.
@@ -101,7 +111,7 @@ impl Slots {
             capacity <= CAPACITY_MAX,
             "{capacity} slots are more than {CAPACITY_MAX}"
         );
-        capacity + RESERVE
+        capacity + RESERVE_MIN + capacity / RESERVE_PART
     }
 
     pub fn capacity(&self) -> u32 {
@@ -314,6 +324,14 @@ mod tests {
                 assert_eq!(idle, 0);
             }
         }
+    }
+
+    #[test]
+    fn capacity_and_slots_of_memory_agree() {
+        for capacity in (0..10_000).chain([1 << 20, 10_000_000, CAPACITY_MAX - 1]) {
+            assert_eq!(Slots::capacity_of(Slots::total_for(capacity)), capacity);
+        }
+        assert!((Slots::total_for(CAPACITY_MAX) as u64) < 1 << 30);
     }
 
     #[test]

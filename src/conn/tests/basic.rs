@@ -126,3 +126,90 @@ fn found_by_the_keys_of_its_method_and_no_other() {
     }
     assert_eq!(table.used(), 6);
 }
+
+#[test]
+fn the_same_flow_is_there_once() {
+    let table = ConnectionTable::anonymous(100, 1).unwrap();
+    let first = new(flow(false, 1), server(false, 1), Method::Masq);
+    let entry = insert(&table, &first, Tick(0));
+    let second = new(flow(false, 1), server(false, 2), Method::Route);
+    let again = table.insert(W, table.hash(&second.flow), &second, Tick(0), &mut none);
+    assert_eq!(again, Err(InsertError::Exists(entry)));
+    assert_eq!((table.used(), table.index.references()), (1, 2));
+    // The slot that was not needed is dealt again.
+    let other = insert(&table, &new(flow(false, 2), server(false, 2), Method::Route), Tick(0));
+    assert_eq!(other.number(), entry.number() + 1);
+}
+
+/// Two services share a server and port, and a client uses the same port for both: the reply is of the entry made last,
+/// and of the one before it when that ends.
+#[test]
+fn of_connections_with_the_same_reply_the_newest_is_found() {
+    let table = ConnectionTable::anonymous(100, 1).unwrap();
+    let to = |port: u32| {
+        let flow = flow(false, 1);
+        FlowKey {
+            ports: flow.ports & 0xffff_0000 | port,
+            ..flow
+        }
+    };
+    let server = server(false, 1);
+    let back = reply(&to(80), &server);
+    // Others with other keys between them, so that places differ.
+    let entries: Vec<_> = (0..20)
+        .map(|n| {
+            insert(&table, &new(flow(false, 100 + n), server, Method::Masq), Tick(0));
+            insert(&table, &new(to(80 + n), server, Method::Masq), Tick(0))
+        })
+        .collect();
+    for (n, entry) in entries.iter().enumerate().rev() {
+        let hit = lookup(&table, &back).unwrap();
+        assert_eq!((hit.entry, hit.direction), (*entry, Direction::Reply), "{n}");
+        assert_eq!(lookup(&table, &to(80 + n as u32)).unwrap().entry, *entry);
+        table.remove(*entry);
+        if n % 2 == 0 {
+            table.sweep(Tick(0), 1000, &mut none);
+        }
+    }
+    assert!(lookup(&table, &back).is_none());
+    table.sweep(Tick(0), 1000, &mut none);
+    assert_eq!((table.used(), table.index.references()), (20, 40));
+}
+
+#[test]
+fn a_table_can_be_filled_to_its_capacity() {
+    for capacity in [1, 63, 64, 65, 1000, 50_000] {
+        let table = ConnectionTable::anonymous(capacity, 1).unwrap();
+        for client in 0..capacity {
+            insert(
+                &table,
+                &new(flow(false, client), server(false, client % 3), Method::Masq),
+                Tick(0),
+            );
+        }
+        assert_eq!(table.used(), capacity as u64);
+        for client in 0..capacity {
+            let (flow, server) = (flow(false, client), server(false, client % 3));
+            assert!(lookup(&table, &flow).is_some() && lookup(&table, &reply(&flow, &server)).is_some());
+        }
+    }
+}
+
+#[test]
+fn listing_shows_every_entry() {
+    let table = ConnectionTable::anonymous(500, 1).unwrap();
+    for client in 0..100 {
+        insert(
+            &table,
+            &new(flow(client % 2 == 0, client), server(client % 2 == 0, 1), Method::Masq),
+            Tick(client),
+        );
+    }
+    let mut ports = Vec::new();
+    table.for_each(|c| {
+        assert_eq!(c.deadline, Tick(c.client.1 as u32 - 1024).after(60 * 16));
+        ports.push(c.client.1);
+    });
+    ports.sort_unstable();
+    assert_eq!(ports, (1024..1124).collect::<Vec<u16>>());
+}

@@ -1,0 +1,303 @@
+//! Several workers and the control thread at once. What each thread knows of its own connections must hold at any time,
+//! and at the end the numbers must come out.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::basic::*;
+use crate::conn::*;
+use crate::packet::TcpFlags;
+use crate::service::Method;
+
+const ACK: TcpFlags = TcpFlags(TcpFlags::ACK);
+
+/// A small generator of numbers (xorshift32), the same ones at every run.
+struct Numbers(u32);
+
+impl Numbers {
+    fn next(&mut self, below: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        ((self.0 as u64 * below as u64) >> 32) as u32
+    }
+}
+
+/// Each worker inserts, finds and removes connections of its own; the control thread sweeps. None may be lost or
+/// belong to someone else, although slots and lanes are used again all the time.
+#[test]
+fn own_connections_are_never_lost() {
+    const WORKERS: u32 = 3;
+    const CLIENTS: u32 = 3000;
+    const ROUNDS: u32 = 1500;
+    let table = ConnectionTable::anonymous(CLIENTS * WORKERS, WORKERS as usize).unwrap();
+    let running = AtomicU32::new(WORKERS);
+    let expired = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (table, running) = (&table, &running);
+            scope.spawn(move || {
+                let id = WorkerId(worker as u16);
+                let mut numbers = Numbers(worker + 1);
+                let mut mine = vec![false; CLIENTS as usize];
+                table.online(id);
+                for round in 0..ROUNDS {
+                    for _ in 0..64 {
+                        let n = numbers.next(CLIENTS);
+                        own_step(table, id, worker * CLIENTS + n, &mut mine[n as usize]);
+                    }
+                    if round % 100 == 99 {
+                        table.offline(id);
+                        std::thread::yield_now();
+                        table.online(id);
+                    } else {
+                        table.quiescent(id);
+                    }
+                }
+                let left = mine.iter().filter(|m| **m).count();
+                table.offline(id);
+                running.fetch_sub(1, Ordering::Release);
+                left
+            });
+        }
+        scope.spawn(|| {
+            while running.load(Ordering::Acquire) != 0 {
+                // Nothing is due: only retired ones are brought back to use.
+                table.sweep(Tick(10), 2000, &mut |_| {
+                    expired.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+        });
+    });
+    assert_eq!(expired.load(Ordering::Relaxed), 0);
+    let mut listed = 0;
+    table.for_each(|_| listed += 1);
+    assert_eq!(listed, table.used());
+    table.sweep(Tick(u32::MAX), usize::MAX, &mut |_| ());
+    assert_eq!(
+        (table.used(), table.index.references(), table.index.control_sum()),
+        (0, 0, 0)
+    );
+}
+
+fn own_step(table: &ConnectionTable, id: WorkerId, client: u32, mine: &mut bool) {
+    let v6 = client % 5 == 0;
+    let (flow, server) = (flow(v6, client), server(v6, client % 100));
+    let hash = table.hash(&flow);
+    let guess = table.prefetch_entry(hash);
+    let hit = table.lookup_guessed(hash, guess, &flow);
+    assert_eq!(hit.is_some(), *mine, "client {client}");
+    let back = reply(&flow, &server);
+    let reply = table.lookup(table.hash(&back), &back);
+    assert_eq!(reply.is_some(), *mine, "reply of client {client}");
+    match hit {
+        Some(hit) => {
+            assert_eq!(hit.entry.flow(), flow);
+            assert_eq!(reply.map(|r| r.entry), Some(hit.entry));
+            assert_eq!(hit.entry.destination(), server.address);
+            assert!(table.remove(hit.entry).is_some());
+            assert_eq!(hit.entry.flow(), flow, "it stays readable");
+        }
+        None => {
+            let new = new(flow, server, Method::Masq);
+            // All slots may be in limbo for a moment.
+            if table.insert(id, hash, &new, Tick(1), &mut none).is_err() {
+                return;
+            }
+        }
+    }
+    *mine = !*mine;
+}
+
+/// Workers insert the same connections at the same time: each is there once, and all workers get that one.
+#[test]
+fn the_same_connection_is_inserted_once() {
+    const WORKERS: usize = 3;
+    const CLIENTS: u32 = 20_000;
+    let table = ConnectionTable::anonymous(CLIENTS, WORKERS).unwrap();
+    let inserted = AtomicU64::new(0);
+    let line = std::sync::Barrier::new(WORKERS);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (table, inserted, line) = (&table, &inserted, &line);
+            scope.spawn(move || {
+                let id = WorkerId(worker as u16);
+                table.online(id);
+                line.wait();
+                for client in 0..CLIENTS - 200 {
+                    let new = new(flow(false, client), server(false, client % 3), Method::Masq);
+                    let entry = match table.insert(id, table.hash(&new.flow), &new, Tick(1), &mut none) {
+                        Ok(entry) => {
+                            inserted.fetch_add(1, Ordering::Relaxed);
+                            entry
+                        }
+                        Err(InsertError::Exists(there)) => there,
+                        Err(InsertError::Full) => panic!("full at {client}"),
+                    };
+                    assert_eq!(entry.flow(), new.flow);
+                    assert_eq!(lookup(table, &new.flow).map(|h| h.entry), Some(entry));
+                    if client % 64 == 0 {
+                        table.quiescent(id);
+                    }
+                }
+                table.offline(id);
+            });
+        }
+    });
+    assert_eq!(inserted.load(Ordering::Relaxed), (CLIENTS - 200) as u64);
+    assert_eq!(table.used(), (CLIENTS - 200) as u64);
+    assert_eq!(table.index.references(), 2 * (CLIENTS as usize - 200));
+}
+
+/// Two workers see the two directions of the same connections while the sweep ends some: every state change and every
+/// end is told to exactly one thread, so the counts come out.
+#[test]
+fn state_changes_and_ends_are_counted_once() {
+    const CLIENTS: u32 = 2000;
+    let table = ConnectionTable::anonymous(CLIENTS * 2, 2).unwrap();
+    let load = crate::scheduler::Load::default();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let (table, load, stop) = (&table, &load, &stop);
+            scope.spawn(move || {
+                let id = WorkerId(worker);
+                let timeouts = TimeoutTable::new(&crate::service::Timeouts {
+                    tcp: 1,
+                    tcp_fin: 1,
+                    udp: 1,
+                });
+                let mut numbers = Numbers(worker as u32 + 77);
+                table.online(id);
+                for n in 0..300_000u32 {
+                    let now = Tick(n / 500);
+                    let (client, flags) = (numbers.next(CLIENTS), TcpFlags(numbers.next(32) as u8));
+                    let flow = flow(false, client);
+                    let server = server(false, 1);
+                    let key = if worker == 0 { flow } else { reply(&flow, &server) };
+                    if let Some(hit) = lookup(table, &key) {
+                        if let Some(change) = hit.entry.touch(hit.direction, flags, now, &timeouts) {
+                            change.count_on(load);
+                        }
+                        if n % 50 == 0
+                            && let Some(gone) = table.remove(hit.entry)
+                        {
+                            load.remove(gone.state.is_active(), 0, 0);
+                        }
+                    } else if worker == 0 {
+                        let new = new(flow, server, Method::Masq);
+                        load.add(true, 0);
+                        if table.insert(id, table.hash(&flow), &new, now, &mut none).is_err() {
+                            load.remove(true, 0, 0);
+                        }
+                    }
+                    if n % 64 == 0 {
+                        table.quiescent(id);
+                    }
+                    if worker == 0 {
+                        assert!(!stop.load(Ordering::Relaxed));
+                    }
+                }
+                table.offline(id);
+                if worker == 0 {
+                    stop.store(true, Ordering::Release);
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut n = 0;
+            while !stop.load(Ordering::Acquire) {
+                n += 1;
+                table.sweep(Tick(n / 100), 1000, &mut |gone| {
+                    load.remove(gone.state.is_active(), 0, 0)
+                });
+            }
+        });
+    });
+    let mut by_state = [0, 0];
+    table.for_each(|c| by_state[c.state.is_active() as usize] += 1);
+    assert_eq!([load.inactive(), load.active()], by_state);
+    table.sweep(Tick(u32::MAX), usize::MAX, &mut |gone| {
+        load.remove(gone.state.is_active(), 0, 0)
+    });
+    assert_eq!((load.total(), table.used()), (0, 0));
+}
+
+/// The flood from several workers at once against established connections of a third.
+#[test]
+fn a_flood_by_several_workers_leaves_established_alone() {
+    const CAPACITY: u32 = 8000;
+    let table = ConnectionTable::anonymous(CAPACITY, 3).unwrap();
+    let timeouts = TimeoutTable::default();
+    for client in 0..CAPACITY / 2 {
+        let entry = insert(
+            &table,
+            &new(flow(false, client), server(false, 1), Method::Masq),
+            Tick(1),
+        );
+        entry.touch(Direction::Forward, ACK, Tick(1), &timeouts);
+    }
+    let replaced = AtomicU64::new(0);
+    let inserted = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..2u16 {
+            let (table, replaced, inserted) = (&table, &replaced, &inserted);
+            scope.spawn(move || {
+                let id = WorkerId(worker);
+                table.online(id);
+                for n in 0..60_000u32 {
+                    let new = new(
+                        flow(false, CAPACITY * (worker as u32 + 1) * 10 + n),
+                        server(false, 2),
+                        Method::Masq,
+                    );
+                    let mut evicted = |c: &Connection| {
+                        assert!(c.state.is_half_open());
+                        replaced.fetch_add(1, Ordering::Relaxed);
+                    };
+                    if table
+                        .insert(id, table.hash(&new.flow), &new, Tick(2 + n / 500), &mut evicted)
+                        .is_ok()
+                    {
+                        inserted.fetch_add(1, Ordering::Relaxed);
+                    } else {
+                        // All slots are in limbo: some worker does not run.
+                        table.quiescent(id);
+                        std::thread::yield_now();
+                    }
+                    if n % 64 == 63 {
+                        table.quiescent(id);
+                    }
+                }
+                table.offline(id);
+            });
+        }
+        scope.spawn(|| {
+            let id = WorkerId(2);
+            table.online(id);
+            for n in 0..200_000 {
+                let client = n % (CAPACITY / 2);
+                let hit = lookup(&table, &flow(false, client)).expect("established");
+                assert_eq!(hit.entry.state(), State::Established);
+                if n % 64 == 63 {
+                    table.quiescent(id);
+                }
+            }
+            table.offline(id);
+        });
+    });
+    let (inserted, replaced) = (inserted.into_inner(), replaced.into_inner());
+    assert_eq!(table.used(), CAPACITY as u64 / 2 + inserted - replaced);
+    assert!(table.used() <= CAPACITY as u64);
+    assert!(
+        inserted > CAPACITY as u64,
+        "nearly all of the flood was refused: {inserted}"
+    );
+    let mut half_open = 0;
+    table.for_each(|c| half_open += c.state.is_half_open() as u64);
+    let counted: u64 = table
+        .chunks
+        .iter()
+        .map(|c| c.half_open.load(Ordering::Relaxed) as u64)
+        .sum();
+    assert_eq!((half_open, counted), (inserted - replaced, inserted - replaced));
+}
