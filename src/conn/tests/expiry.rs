@@ -8,6 +8,9 @@ use crate::service::Method;
 const ACK: TcpFlags = TcpFlags(TcpFlags::ACK);
 const FIN: TcpFlags = TcpFlags(TcpFlags::FIN | TcpFlags::ACK);
 const RST: TcpFlags = TcpFlags(TcpFlags::RST);
+/// Each with the side it comes from.
+type Segments = &'static [(Direction, TcpFlags)];
+
 const EVERYTHING: usize = usize::MAX;
 
 /// Numbers of the clients whose connections expire at this tick.
@@ -28,7 +31,7 @@ fn expired(table: &ConnectionTable, now: Tick) -> Vec<u16> {
 fn each_state_lasts_as_long_as_the_kernel_says() {
     let timeouts = TimeoutTable::default();
     // Segments after the SYN, with their direction, and the seconds that the state they lead to lasts.
-    let cases: [(&[(Direction, TcpFlags)], State, u32); 6] = [
+    let cases: [(Segments, State, u32); 6] = [
         (&[], State::SynRecv, 60),
         (&[(Direction::Forward, ACK)], State::Established, 900),
         (

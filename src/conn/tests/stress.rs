@@ -80,7 +80,7 @@ fn own_connections_are_never_lost() {
 }
 
 fn own_step(table: &ConnectionTable, id: WorkerId, client: u32, mine: &mut bool) {
-    let v6 = client % 5 == 0;
+    let v6 = client.is_multiple_of(5);
     let (flow, server) = (flow(v6, client), server(v6, client % 100));
     let hash = table.hash(&flow);
     let guess = table.prefetch_entry(hash);
@@ -135,7 +135,7 @@ fn the_same_connection_is_inserted_once() {
                     };
                     assert_eq!(entry.flow(), new.flow);
                     assert_eq!(lookup(table, &new.flow).map(|h| h.entry), Some(entry));
-                    if client % 64 == 0 {
+                    if client.is_multiple_of(64) {
                         table.quiescent(id);
                     }
                 }
@@ -178,7 +178,7 @@ fn state_changes_and_ends_are_counted_once() {
                         if let Some(change) = hit.entry.touch(hit.direction, flags, now, &timeouts) {
                             change.count_on(load);
                         }
-                        if n % 50 == 0
+                        if n.is_multiple_of(50)
                             && let Some(gone) = table.remove(hit.entry)
                         {
                             load.remove(gone.state.is_active(), 0, 0);
@@ -190,7 +190,7 @@ fn state_changes_and_ends_are_counted_once() {
                             load.remove(true, 0, 0);
                         }
                     }
-                    if n % 64 == 0 {
+                    if n.is_multiple_of(64) {
                         table.quiescent(id);
                     }
                     if worker == 0 {
