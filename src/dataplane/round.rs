@@ -9,7 +9,7 @@ use crate::conn::{ConnectionTable, Hash, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
-use crate::packet::{DropReason, Frame, Parsed};
+use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::table::{Destination, Hops, InterfaceId, Table};
 
 /// What becomes of a frame.
@@ -55,7 +55,13 @@ impl<D: Driver> Round<'_, D> {
     ) {
         let Received { mut frame, interface } = received;
         let verdict = match packet {
-            Ok(Packet::Flow(parsed)) => self.flow(&mut frame, interface, parsed, hash),
+            Ok(Packet::Flow(parsed)) => {
+                let verdict = self.flow(&mut frame, interface, parsed, hash);
+                if matches!(verdict, Verdict::HandBack) {
+                    make_fit_for_stack(&mut frame, parsed);
+                }
+                verdict
+            }
             Ok(Packet::Fragment(fragment)) => return self.fragment(frame, interface, fragment, fragments),
             Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
             Ok(Packet::Other) => Verdict::HandBack,
@@ -171,4 +177,12 @@ pub(super) enum Teller<'a> {
     Service(Option<&'a Destination>),
     /// The director, by an address of the interface: towards NAT destinations.
     Director,
+}
+
+/// The local stack checks checksums, and a frame of which nothing is known may carry an unfinished one.
+#[cold]
+fn make_fit_for_stack<F: Frame>(frame: &mut F, parsed: &Parsed) {
+    if frame.offload().checksum == ChecksumOffload::Unknown {
+        rewrite::finish(frame.bytes_mut(), parsed);
+    }
 }
