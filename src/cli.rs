@@ -142,16 +142,19 @@ fn start_log() {
 }
 
 fn demo(options: DemoOptions) -> ExitCode {
+    start_log();
     crate::demo::run(&options)
 }
 
-fn decap(_options: DecapOptions) -> ExitCode {
-    not_yet("decap")
-}
-
-fn not_yet(what: &str) -> ExitCode {
-    eprintln!("uvs {what}: not wired yet");
-    ExitCode::FAILURE
+fn decap(options: DecapOptions) -> ExitCode {
+    start_log();
+    match crate::io::decap::run(&options.interface) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("uvs decap: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[cfg(test)]
