@@ -98,9 +98,20 @@ impl Limit {
     }
 }
 
+/// Whether a frame needs nothing but to be rewritten: TTL left, short enough, no padding, no options, not put together
+/// from fragments. [`admit`] would find the same, in more instructions.
+#[inline(always)]
+fn is_simple<F: Frame>(frame: &F, parsed: &Parsed, limit: Limit) -> bool {
+    parsed.ttl > 1
+        && parsed.ip_len() <= limit.mtu as u32
+        && parsed.is_plain()
+        && frame.bytes().len() == parsed.end as usize
+        && frame.reassembled().is_none()
+}
+
 /// Checks TTL and length, then makes the frame fit to be rewritten: Ethernet padding off, checksum finished,
 /// route recorded. `Ok` says whether it must be cut when its length stays the same.
-#[inline]
+#[inline(never)]
 fn admit<F: Frame>(frame: &mut F, parsed: &Parsed, limit: Limit) -> Result<Option<Cut>, Outcome> {
     if parsed.ttl <= 1 {
         return Err(Outcome::TtlExpired);

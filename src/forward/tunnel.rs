@@ -9,7 +9,7 @@
 
 use std::net::IpAddr;
 
-use super::{Cut, Identifications, Limit, Outcome, admit, dont_fragment};
+use super::{Cut, Identifications, Limit, Outcome, admit, dont_fragment, is_simple};
 use crate::packet::build::{self, Ipv4Header, Ipv6Header};
 use crate::packet::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::rewrite;
@@ -79,9 +79,16 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer, ids: &mu
     if parsed.ip_len() + overhead as u32 > u16::MAX as u32 {
         return Outcome::TooBig { mtu: limit.mtu };
     }
-    let must_cut = match admit(frame, parsed, limit) {
-        Ok(cut) => cut.is_some(),
-        Err(outcome) => return outcome,
+    let must_cut = if is_simple(frame, parsed, limit) {
+        if frame.offload().checksum == ChecksumOffload::Unknown {
+            rewrite::finish(frame.bytes_mut(), parsed);
+        }
+        false
+    } else {
+        match admit(frame, parsed, limit) {
+            Ok(cut) => cut.is_some(),
+            Err(outcome) => return outcome,
+        }
     };
     let inner_family = parsed.flow.family;
     let inner_len = parsed.ip_len() as u16;

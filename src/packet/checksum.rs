@@ -6,12 +6,12 @@
 use super::flow::{Family, FlowKey};
 
 /// Folds a sum into 16 bits: the one's complement sum itself, not its complement.
-#[inline]
+#[inline(always)]
 pub fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    ((sum >> 16) + sum) as u16
+    let (sum, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
+    let sum = sum + carry as u32;
+    // Both halves swapped and added: the upper half is their sum with its carry brought round.
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// Sum of some bytes; an odd last byte counts as the high half of a word (RFC 1071 section 4.1).
@@ -31,7 +31,7 @@ pub fn sum(bytes: &[u8]) -> u64 {
 }
 
 /// Sum of an IPv4 header without options: `0xffff` when its checksum is right.
-#[inline]
+#[inline(always)]
 pub fn ipv4_header_20(header: &[u8; 20]) -> u16 {
     let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as u64;
     fold(word(0) + word(4) + word(8) + word(12) + word(16))
@@ -43,7 +43,7 @@ pub fn of(bytes: &[u8]) -> u16 {
 }
 
 /// Sum of the pseudo-header of a transport packet of `len` bytes (RFC 9293 section 3.1, RFC 8200 section 8.1).
-#[inline]
+#[inline(always)]
 pub fn pseudo_header(flow: &FlowKey, len: u32) -> u64 {
     let halves = |word: u64| (word >> 32) + (word & 0xffff_ffff);
     let a = &flow.addresses;

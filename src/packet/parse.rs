@@ -131,6 +131,54 @@ impl TcpFlags {
 /// Says what a frame is, or why it goes no further. `offload` is what the driver said of it.
 #[inline]
 pub fn parse(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
+    match parse_common(bytes) {
+        Some(parsed) => Ok(Packet::Flow(parsed)),
+        None => parse_any(bytes, offload),
+    }
+}
+
+/// The common case in a straight line: TCP or UDP over IPv4 without options, nothing wrong with it. `None` says only that
+/// [`parse_any`], which would say the same of such frames, has to look.
+#[inline(always)]
+fn parse_common(bytes: &[u8]) -> Option<Parsed> {
+    const L3: usize = ETHERNET_HEADER_LEN;
+    const L4: usize = L3 + IPV4_HEADER_LEN;
+    let header: &[u8; L4] = bytes.first_chunk()?;
+    // IPv4, version 4, five words of header.
+    if header[12..15] != [0x08, 0x00, 0x45] {
+        return None;
+    }
+    let ip = Ipv4HeaderSlice::from_slice(&header[L3..]).ok()?;
+    let ip_header: &[u8; IPV4_HEADER_LEN] = header.last_chunk()?;
+    let end = L3 + ip.total_len() as usize;
+    let transport = bytes.get(L4..end)?;
+    let fragmentation = u16::from_ne_bytes([ip_header[6], ip_header[7]]);
+    if fragmentation & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0 || checksum::ipv4_header_20(ip_header) != 0xffff
+    {
+        return None;
+    }
+    let (ports, tcp_flags) = match Protocol(ip.protocol().0) {
+        Protocol::TCP => tcp_fields(transport).ok()?,
+        Protocol::UDP => (udp_ports(transport).ok()?, 0),
+        _ => return None,
+    };
+    let flow = FlowKey::v4(
+        Protocol(ip.protocol().0),
+        u32::from_be_bytes(ip.source()),
+        u32::from_be_bytes(ip.destination()),
+        ports,
+    );
+    let place = Place {
+        l4: L4,
+        end,
+        ttl: ip.ttl(),
+    };
+    Some(place.parsed(flow, ports, tcp_flags))
+}
+
+/// Everything else, and every verdict other than "a flow".
+#[inline(never)]
+fn parse_any(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
     let ethernet = Ethernet2HeaderSlice::from_slice(bytes).map_err(|_| DropReason::Truncated)?;
     match ethernet.ether_type() {
         ether_type::IPV4 => parse_ipv4(bytes, offload),
@@ -139,7 +187,7 @@ pub fn parse(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn parse_ipv4(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
     const L3: usize = ETHERNET_HEADER_LEN;
     let ip = Ipv4HeaderSlice::from_slice(&bytes[L3..]).map_err(|error| {
@@ -173,15 +221,8 @@ fn parse_ipv4(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
     if fragmentation & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
         return fragment_ipv4(&ip, flow, end);
     }
-    let parsed = Parsed {
-        flow,
-        l3: L3 as u16,
-        l4: l4 as u16,
-        end: end as u32,
-        tcp_flags: TcpFlags(0),
-        ttl: ip.ttl(),
-    };
-    parse_transport(bytes, parsed, offload)
+    let place = Place { l4, end, ttl: ip.ttl() };
+    parse_transport(bytes, flow, place, offload)
 }
 
 /// IPv4's More Fragments bit in the word at offset 6.
@@ -292,15 +333,12 @@ fn parse_ipv6(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
             }
         }
     }
-    let parsed = Parsed {
-        flow,
-        l3: L3 as u16,
-        l4: l4 as u16,
-        end: end as u32,
-        tcp_flags: TcpFlags(0),
+    let place = Place {
+        l4,
+        end,
         ttl: ip.hop_limit(),
     };
-    parse_transport(bytes, parsed, offload)
+    parse_transport(bytes, flow, place, offload)
 }
 
 /// Protocols that need no look at extension headers.
@@ -374,27 +412,57 @@ fn fragment_ipv6(
     })
 }
 
-#[inline]
-fn parse_transport(bytes: &[u8], mut parsed: Parsed, offload: Offload) -> Result<Packet, DropReason> {
-    let transport = &bytes[parsed.l4 as usize..parsed.end as usize];
-    match parsed.flow.protocol {
-        Protocol::TCP => {
-            let tcp = TcpHeaderSlice::from_slice(transport).map_err(|_| DropReason::BadTcpHeader)?;
-            parsed.tcp_flags = TcpFlags(tcp.slice()[13]);
-            parsed.flow.ports = (tcp.source_port() as u32) << 16 | tcp.destination_port() as u32;
-            Ok(Packet::Flow(parsed))
+/// Where the transport packet is, and the TTL in front of it.
+#[derive(Clone, Copy)]
+struct Place {
+    l4: usize,
+    end: usize,
+    ttl: u8,
+}
+
+impl Place {
+    #[inline(always)]
+    fn parsed(self, flow: FlowKey, ports: u32, tcp_flags: u8) -> Parsed {
+        Parsed {
+            flow: FlowKey { ports, ..flow },
+            l3: ETHERNET_HEADER_LEN as u16,
+            l4: self.l4 as u16,
+            end: self.end as u32,
+            tcp_flags: TcpFlags(tcp_flags),
+            ttl: self.ttl,
         }
-        Protocol::UDP => {
-            let udp = UdpHeaderSlice::from_slice(transport).map_err(|_| DropReason::BadUdpHeader)?;
-            let len = udp.length() as usize;
-            if len < udp.slice().len() || len > transport.len() {
-                return Err(DropReason::BadUdpHeader);
-            }
-            parsed.flow.ports = (udp.source_port() as u32) << 16 | udp.destination_port() as u32;
-            Ok(Packet::Flow(parsed))
-        }
-        _ => parse_rare(transport, parsed, offload),
     }
+}
+
+/// Inlined so that what it returns is written once, in its last place.
+#[inline(always)]
+fn parse_transport(bytes: &[u8], flow: FlowKey, place: Place, offload: Offload) -> Result<Packet, DropReason> {
+    let transport = bytes.get(place.l4..place.end).ok_or(DropReason::Truncated)?;
+    let (ports, tcp_flags) = match flow.protocol {
+        Protocol::TCP => tcp_fields(transport)?,
+        Protocol::UDP => (udp_ports(transport)?, 0),
+        _ => return parse_rare(transport, place.parsed(flow, 0, 0), offload),
+    };
+    Ok(Packet::Flow(place.parsed(flow, ports, tcp_flags)))
+}
+
+/// Ports and flags of a TCP packet.
+#[inline(always)]
+fn tcp_fields(transport: &[u8]) -> Result<(u32, u8), DropReason> {
+    let tcp = TcpHeaderSlice::from_slice(transport).map_err(|_| DropReason::BadTcpHeader)?;
+    let ports = (tcp.source_port() as u32) << 16 | tcp.destination_port() as u32;
+    Ok((ports, transport[13]))
+}
+
+/// Ports of a UDP packet.
+#[inline(always)]
+fn udp_ports(transport: &[u8]) -> Result<u32, DropReason> {
+    let udp = UdpHeaderSlice::from_slice(transport).map_err(|_| DropReason::BadUdpHeader)?;
+    let len = udp.length() as usize;
+    if len < udp.slice().len() || len > transport.len() {
+        return Err(DropReason::BadUdpHeader);
+    }
+    Ok((udp.source_port() as u32) << 16 | udp.destination_port() as u32)
 }
 
 /// SCTP and ICMP.

@@ -281,6 +281,8 @@ fn icmpv6_errors_and_their_quotes() {
 fn check(bytes: &[u8]) {
     let first = verdict(bytes);
     assert_eq!(first, verdict(bytes));
+    // The short way and the long way agree.
+    assert_eq!(first, parse_any(bytes, Offload::default()));
     match first {
         Ok(Packet::Flow(p) | Packet::IcmpError(p)) => {
             assert!(14 == p.l3 && p.l3 < p.l4 && (p.l4 as u32) < p.end && p.end as usize <= bytes.len());
