@@ -14,6 +14,7 @@
 //!
 //! The order of the checks is the kernel's: TTL, then MTU, then rewriting.
 
+pub mod check;
 pub mod fragment;
 pub mod icmp;
 pub mod masq;
@@ -173,7 +174,7 @@ fn admit_long<F: Frame>(frame: &mut F, parsed: &Parsed, limit: Limit) -> Result<
         // The sender's fragments were short enough, so they may be made again.
         Some(whole) if may_cut || parsed.flow.family == Family::V6 && whole.largest <= mtu => {
             let len = whole.largest.min(mtu);
-            Ok((parsed.ip_len() > len as u32).then_some(Cut::even(len)))
+            Ok((whole.pieces > 1 || parsed.ip_len() > len as u32).then_some(Cut::even(len)))
         }
         _ if parsed.ip_len() <= mtu as u32 => Ok(None),
         None if may_cut => {

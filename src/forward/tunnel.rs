@@ -210,7 +210,11 @@ fn cut_outer(whole: Reassembled, inner: Family, outer: Family, total_len: u16, o
         (Family::V6, Family::V6) => total_len <= whole.largest,
         _ => total_len <= cut.first,
     };
-    if fits { Outcome::Ready } else { Outcome::Fragment(cut) }
+    if fits && whole.pieces == 1 {
+        Outcome::Ready
+    } else {
+        Outcome::Fragment(cut)
+    }
 }
 
 /// The Ethernet type of the inner packet, as GRE names it.

@@ -15,6 +15,7 @@ pub mod rewrite;
 pub mod segment;
 #[cfg(test)]
 pub mod testing;
+pub mod vec_frame;
 
 pub use drop_reason::DropReason;
 pub use flow::{Family, FlowKey, Protocol};

@@ -96,8 +96,13 @@ impl Default for Reassembly {
 }
 
 impl Reassembly {
-    /// Reserves all memory; it is touched when used.
+    /// Reserves memory for [`DATAGRAMS_MAX`] datagrams; it is touched when used.
     pub fn new() -> Reassembly {
+        Reassembly::with_datagrams(DATAGRAMS_MAX)
+    }
+
+    /// The same for another number of datagrams, of at most 65,535.
+    pub fn with_datagrams(datagrams: usize) -> Reassembly {
         let slot = || Slot {
             key: None,
             buffer: None,
@@ -111,11 +116,11 @@ impl Reassembly {
             deadline_ns: 0,
         };
         Reassembly {
-            slots: std::iter::repeat_with(slot).take(DATAGRAMS_MAX).collect(),
+            slots: std::iter::repeat_with(slot).take(datagrams).collect(),
             // With that much spare room it never grows, whatever comes and goes.
-            index: HashMap::with_capacity_and_hasher(DATAGRAMS_MAX * 4, foldhash::fast::RandomState::default()),
-            free: (0..DATAGRAMS_MAX as u16).rev().collect(),
-            buffers: (0..DATAGRAMS_MAX)
+            index: HashMap::with_capacity_and_hasher(datagrams * 4, foldhash::fast::RandomState::default()),
+            free: (0..datagrams as u16).rev().collect(),
+            buffers: (0..datagrams)
                 .map(|_| vec![0; PAYLOAD_AT + PAYLOAD_MAX].into_boxed_slice())
                 .collect(),
             held: 0,
@@ -179,7 +184,7 @@ impl Reassembly {
             return;
         }
         self.next_sweep_ns = now_ns + SWEEP_NS;
-        for number in 0..DATAGRAMS_MAX {
+        for number in 0..self.slots.len() {
             let slot = &self.slots[number];
             if slot.key.is_some() && slot.deadline_ns <= now_ns {
                 self.dropped.fragment += self.discard(number as u16);

@@ -24,6 +24,8 @@ pub struct Splitter<'a> {
     rest: usize,
     /// Payload written so far.
     position: usize,
+    /// Bytes of the IPv6 fragment header; 0 for IPv4, and where there is nothing to cut.
+    extra: usize,
     id: u32,
 }
 
@@ -33,7 +35,8 @@ const FRAGMENT_HEADER_LEN: usize = 8;
 const FRAGMENT_HEADER: u8 = 44;
 
 impl<'a> Splitter<'a> {
-    /// Cuts a frame as `cut` says, into as many pieces at least as it came in.
+    /// Cuts a frame as `cut` says, into as many pieces at least as it came in. One that is no longer than the rest may be, and
+    /// came in one piece, leaves as it is.
     pub fn new<F: Frame>(frame: &'a F, cut: Cut, ids: &mut Identifications) -> Splitter<'a> {
         let bytes = frame.bytes();
         let family = if bytes[ETHERNET_HEADER_LEN] >> 4 == 4 {
@@ -41,9 +44,15 @@ impl<'a> Splitter<'a> {
         } else {
             Family::V6
         };
-        let (headers, extra) = match family {
-            Family::V4 => (ETHERNET_HEADER_LEN + (bytes[ETHERNET_HEADER_LEN] & 15) as usize * 4, 0),
-            Family::V6 => (unfragmentable_ipv6(bytes), FRAGMENT_HEADER_LEN),
+        let headers = match family {
+            Family::V4 => ETHERNET_HEADER_LEN + (bytes[ETHERNET_HEADER_LEN] & 15) as usize * 4,
+            Family::V6 => unfragmentable_ipv6(bytes),
+        };
+        let pieces_min = frame.reassembled().map_or(1, |whole| whole.pieces as usize);
+        let is_short = bytes.len() - ETHERNET_HEADER_LEN <= cut.rest as usize;
+        let extra = match family {
+            Family::V6 if !is_short || pieces_min > 1 => FRAGMENT_HEADER_LEN,
+            _ => 0,
         };
         let overhead = headers - ETHERNET_HEADER_LEN + extra;
         let room = |len: u16| ((len as usize).saturating_sub(overhead)).max(8);
@@ -54,9 +63,9 @@ impl<'a> Splitter<'a> {
             first: room(cut.first),
             rest: room(cut.rest),
             position: 0,
-            id: if family == Family::V6 { ids.ipv6() } else { 0 },
+            extra,
+            id: if extra > 0 { ids.ipv6() } else { 0 },
         };
-        let pieces_min = frame.reassembled().map_or(1, |whole| whole.pieces as usize);
         if splitter.pieces() < pieces_min {
             let even = (((bytes.len() - headers) / pieces_min) & !7).max(8);
             (splitter.first, splitter.rest) = (even, even);
@@ -91,11 +100,7 @@ impl<'a> Splitter<'a> {
             payload.len()
         };
         let piece = &payload[self.position..end];
-        let extra = if self.family == Family::V6 {
-            FRAGMENT_HEADER_LEN
-        } else {
-            0
-        };
+        let extra = self.extra;
         into.set_len(self.headers + extra + piece.len())?;
         into.set_offload(Offload {
             checksum: ChecksumOffload::Finished,
@@ -106,7 +111,8 @@ impl<'a> Splitter<'a> {
         bytes[self.headers + extra..].copy_from_slice(piece);
         match self.family {
             Family::V4 => self.finish_ipv4(bytes, more),
-            Family::V6 => self.finish_ipv6(bytes, more),
+            Family::V6 if extra > 0 => self.finish_ipv6(bytes, more),
+            Family::V6 => {}
         }
         self.position = end;
         Ok(())
