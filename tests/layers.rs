@@ -1,6 +1,7 @@
 //! The shape of the house: which module may name which, where `unsafe` may stand, and how long a file may get.
 //!
 //! How: reads the sources as text. Goal: ARCHITECTURE.md's map cannot rot silently.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ use super::drivers::{self, Shared};
 use super::outside::Outside;
 use super::outside::Stuck;
 use super::protocol::{Reply, Request};
-use super::registry::Registry;
+use super::registry::{Registry, build_scheduler};
 use super::saver::Saver;
 use super::server::{Server, ServerError};
 use super::state::State;
@@ -38,9 +38,7 @@ use crate::io::tun::{self, Tun, TunError};
 use crate::io::xdp::XdpError;
 use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT, SocketOption};
 use crate::packet::Mac;
-use crate::scheduler::{self, Candidate, Schedule};
-use crate::service;
-use crate::table::{self, Hops, Interface};
+use crate::table::{Hops, Interface};
 
 /// A daemon that hands over must be gone after this.
 const HANDOVER_MAX: Duration = Duration::from_secs(10);
@@ -401,16 +399,6 @@ fn starting_state(settings: &Settings, store: &Store) -> Result<(State, Option<u
 fn reload(settings: &Settings, rules: RulesParser) -> Option<super::daemon::Reload> {
     let path = settings.config_path.clone()?;
     Some(Box::new(move || config::load(&path, rules)))
-}
-
-fn build_scheduler(
-    service: &service::Service,
-    candidates: &[Candidate],
-    before: Option<&table::Service>,
-) -> Box<dyn Schedule + Send + Sync> {
-    let previous = before.map(|s| (&*s.scheduler as &dyn Schedule, &s.candidates[..]));
-    let built = scheduler::build(&service.scheduler, &service.scheduler_flags, candidates, previous);
-    Box::new(built.expect("State::apply takes known schedulers only"))
 }
 
 /// Signals as a channel.
