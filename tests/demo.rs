@@ -136,7 +136,7 @@ fn kept_it_answers_until_a_signal_and_cleans_up_also_when_killed() {
         let table = shell(&printed("ipvsadm -ln --stats"));
         assert!(table.contains("172.25.7.100:80"), "{table}");
         if Path::new("/usr/bin/curl").exists() {
-            assert_eq!(shell(&printed(" curl ")), "server4-hk\n");
+            assert_eq!(shell(&printed("ip netns exec")), "server4-hk\n");
         }
         process.signal(signal).expect("it lives");
         process.wait(Duration::from_secs(20)).expect("it ends");
