@@ -7,10 +7,13 @@ use std::path::Path;
 use std::process::Output;
 
 use uvs::demo::cluster::Host;
+use uvs::demo::director::start_decap;
 use uvs::demo::topology::{Layout, Plan, Topology};
-use uvs::io::netlink::VethEnd;
+use uvs::io::netlink::{Route, VethEnd};
 
 mod support;
+
+use support::{Family, Method};
 
 const VIP: &str = "172.25.7.200";
 const VIP6: &str = "fd00:7::200";
@@ -220,6 +223,45 @@ fn nat_sets_the_way_back_and_restores_it() {
     assert!(text.contains("no default route via 203.0.113.1"), "{text}");
     assert_eq!(script.state(), before);
     script.wrong("nat check 172.25.7.3 --gateway 172.25.7.2", "the VIP is on this server");
+}
+
+#[test]
+fn servers_set_up_by_it_serve() {
+    // Scenario S3 with nothing on the real servers but what the script does.
+    for (action, method) in [("dr", Method::Route), ("tun", Method::Tunnel), ("nat", Method::Masq)] {
+        let Some(mut s) = support::scenario(&format!("rs-s3-{action}"), Plan::new(Layout::OneSegment)) else {
+            return;
+        };
+        let vip = s.topology.vip(method, Family::V4);
+        let bits = if method == Method::Masq { 24 } else { 32 };
+        s.topology.director.add_address("eth0", vip, bits).expect("the VIP");
+        let folder = s.topology.cluster.directory().join("rs");
+        let mut decaps = Vec::new();
+        for server in &mut s.topology.servers {
+            let nowhere = Route::default_via("172.25.7.99".parse().unwrap());
+            server.add_route(&nowhere).expect("a way back that leads nowhere");
+            let script = Script {
+                host: server,
+                folder: &folder,
+            };
+            let gateway = if action == "nat" { "--gateway 172.25.7.2" } else { "" };
+            script.good(&format!("{action} start {vip} {gateway} --interface eth0"));
+            if action == "tun" && server.link("tunl0").is_err() {
+                decaps.push(start_decap(server, support::program(), "eth0").expect("uvs decap"));
+            }
+            let script = Script {
+                host: server,
+                folder: &folder,
+            };
+            script.good(&format!("{action} check {vip} {gateway} --interface eth0"));
+        }
+        s.start(&[]).expect("the director starts");
+        s.add_service(method, Family::V4, "-s rr").expect("the rules");
+        for name in ["server4-hk", "server3-hk"] {
+            assert_eq!(s.request(method, Family::V4).expect("an answer"), name, "{action}");
+        }
+        support::assert_balanced(&mut s);
+    }
 }
 
 #[test]
