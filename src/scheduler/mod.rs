@@ -6,9 +6,12 @@
 //!
 //! To add one: a file with a type that implements [`Schedule`], a variant of [`Scheduler`], and its line in [`build`].
 
+mod cache;
 mod dh;
 mod fo;
 mod hash;
+mod lblc;
+mod lblcr;
 mod lc;
 mod load;
 mod mh;
@@ -88,6 +91,10 @@ pub enum Scheduler {
     Lc(lc::Lc),
     /// Weighted least connections.
     Wlc(wlc::Wlc),
+    /// Locality-based least connections.
+    Lblc(lblc::Lblc),
+    /// Locality-based least connections with replication.
+    Lblcr(lblcr::Lblcr),
     /// Destination hashing.
     Dh(dh::Dh),
     /// Source hashing.
@@ -125,6 +132,14 @@ pub fn build(
         }),
         "lc" => Scheduler::Lc(lc::Lc),
         "wlc" => Scheduler::Wlc(wlc::Wlc),
+        "lblc" => Scheduler::Lblc(match previous {
+            Some((Scheduler::Lblc(lblc), list)) => lblc.successor(list, candidates),
+            _ => lblc::Lblc::default(),
+        }),
+        "lblcr" => Scheduler::Lblcr(match previous {
+            Some((Scheduler::Lblcr(lblcr), list)) => lblcr.successor(list, candidates),
+            _ => lblcr::Lblcr::default(),
+        }),
         "dh" => Scheduler::Dh(dh::Dh::new(candidates)),
         "sh" => Scheduler::Sh(sh::Sh::new(candidates, has("sh-fallback"), has("sh-port"))),
         "mh" => {
@@ -149,6 +164,8 @@ impl Schedule for Scheduler {
             Scheduler::Wrr(s) => s.pick(candidates, flow),
             Scheduler::Lc(s) => s.pick(candidates, flow),
             Scheduler::Wlc(s) => s.pick(candidates, flow),
+            Scheduler::Lblc(s) => s.pick(candidates, flow),
+            Scheduler::Lblcr(s) => s.pick(candidates, flow),
             Scheduler::Dh(s) => s.pick(candidates, flow),
             Scheduler::Sh(s) => s.pick(candidates, flow),
             Scheduler::Mh(s) => s.pick(candidates, flow),

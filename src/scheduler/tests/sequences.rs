@@ -315,6 +315,39 @@ fn fo_and_ovf() {
 }
 
 #[test]
+fn lblc_moves_and_lblcr_grows() {
+    check(
+        "lblc",
+        [4, 4, 4],
+        &[Open(20)],
+        "r3 r3 r3 r3 r3 r2 r2 r2 r2 r2 r1 r1 r1 r1 r1 r1 r1 r1 r1 r1",
+    );
+    check(
+        "lblcr",
+        [4, 4, 4],
+        &[Open(20)],
+        "r3 r3 r3 r3 r3 r2 r2 r2 r2 r2 r1 r1 r1 r1 r1 r1 r2 r3 r1 r2",
+    );
+}
+
+/// What is remembered names destinations, not places in the list.
+#[test]
+fn lblc_remembers_over_changes() {
+    for name in ["lblc", "lblcr"] {
+        let steps = [
+            Open(1),
+            Add("r4", 1),
+            Open(1),
+            Delete("r2"),
+            Open(1),
+            Weight("r3", 0),
+            Open(1),
+        ];
+        check(name, [4, 4, 4], &steps, "r3 | r3 | r3 | r4");
+    }
+}
+
+#[test]
 fn hashes_by_one_client_to_one_address() {
     check("sh", [1, 1, 1], &[Open(6)], "r3 r3 r3 r3 r3 r3");
     check("dh", [1, 1, 1], &[Open(6)], "r1 r1 r1 r1 r1 r1");
