@@ -18,6 +18,8 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 pub const SLOT_BYTES: usize = 64;
 /// Bytes in front of the slots of a file.
 const HEADER_BYTES: usize = 4096;
+/// Bytes of a huge page (x86-64, arm64 with pages of 4 KiB).
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// First word of a file: "uvsconn1" as a number.
 const MAGIC: u64 = u64::from_be_bytes(*b"uvsconn1");
 /// Layout of header and slots; goes up whenever either changes.
@@ -213,13 +215,10 @@ impl Entries {
 
     fn map_file(path: &Path, file: File, slots: u32) -> Result<Entries, EntriesError> {
         let bytes = file_bytes(slots) as usize;
-        let map = MmapOptions::new()
-            .len(bytes)
-            .map_raw(&file)
-            .map_err(|e| io_error(path, "cannot map it", e))?;
+        let (map, start) = map_aligned(&file, bytes).map_err(|e| io_error(path, "cannot map it", e))?;
         let entries = Entries {
             map,
-            offset: HEADER_BYTES,
+            offset: start + HEADER_BYTES,
             slots: slots as usize,
             _file: Some(file),
         };
@@ -229,18 +228,24 @@ impl Entries {
 
     /// Maps every page now, so that no worker faults, as huge pages where the kernel will.
     fn populate(&self) {
-        // Advice only, as above. PopulateWrite is Linux 5.14; before that pages fault in one by one.
-        drop(self.map.advise(Advice::PopulateWrite));
+        let (start, length) = match self.offset.checked_sub(HEADER_BYTES) {
+            None => (0, self.map.len()),
+            Some(start) => (start, HEADER_BYTES + self.slots * SLOT_BYTES),
+        };
         if self.offset != 0 {
-            collapse(self.map.as_ptr() as usize, self.map.len());
+            // tmpfs makes no huge pages by itself.
+            collapse(self.map.as_ptr() as usize + start, length);
         }
+        // Advice only, as above. PopulateWrite is Linux 5.14; before that pages fault in one by one.
+        drop(self.map.advise_range(Advice::PopulateWrite, start, length));
     }
 
+    /// The header of a file.
     fn header(&self) -> &[AtomicU64] {
-        debug_assert!(self.offset == HEADER_BYTES);
-        // SAFETY: the mapping is at least one page long, page-aligned, lives as long as `self`, and is only ever
-        // accessed as atomic words.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), HEADER_BYTES / 8) }
+        let start = self.offset - HEADER_BYTES;
+        // SAFETY: the file is mapped from `start` on, at least one page long, page-aligned, for as long as `self` lives,
+        // and is only ever accessed as atomic words.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(start).cast(), HEADER_BYTES / 8) }
     }
 
     /// Every slot.
@@ -250,6 +255,29 @@ impl Entries {
         // multiple of 64, lives as long as `self`, and any bits are valid atomic words.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.offset).cast(), self.slots) }
     }
+}
+
+/// Maps the file where huge pages can be: at a multiple of their size, inside a mapping of more than that. Returns that mapping
+/// and where in it the file begins.
+fn map_aligned(file: &File, bytes: usize) -> io::Result<(MmapRaw, usize)> {
+    let room = MmapOptions::new().len(bytes + HUGE_PAGE_BYTES).map_anon()?;
+    let start = room.as_ptr().align_offset(HUGE_PAGE_BYTES);
+    // SAFETY: the range lies inside `room`, which nobody uses yet and which unmaps all of it at its end; the
+    // descriptor is open.
+    let mapped = unsafe {
+        libc::mmap(
+            room.as_ptr().add(start).cast_mut().cast(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_FIXED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((room.into(), start))
 }
 
 fn file_bytes(slots: u32) -> u64 {
@@ -365,7 +393,7 @@ pub fn advise_huge_pages<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
     }
 }
 
-/// Makes the pages huge where the kernel will (Linux 6.1): tmpfs does not do it by itself.
+/// Makes the pages huge where the kernel will (Linux 6.1).
 fn collapse(start: usize, length: usize) {
     const MADV_COLLAPSE: libc::c_int = 25;
     // SAFETY: the range is a whole mapping of ours, and collapsing changes no content. Failure is slower, not wrong.
