@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crossbeam_channel::unbounded;
 
 use super::director::{ServedInterface, WorkerHandle};
-use super::run::RunError;
+use super::run_error::RunError;
 use crate::conn::{ConnectionTable, WorkerId};
 use crate::dataplane::counters::WorkerShared;
 use crate::dataplane::driver::Driver;

@@ -16,6 +16,7 @@ pub mod protocol;
 pub mod registry;
 pub mod report;
 pub mod run;
+pub mod run_error;
 pub mod saver;
 pub mod server;
 pub mod state;

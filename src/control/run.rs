@@ -4,7 +4,6 @@
 //! End: a plain stop gives the virtual addresses back to the kernel and leaves nothing; with `keep`, and after a crash, the
 //! filter stays and drops what is for services, and the entries stay for the next start.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,101 +12,32 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::client::{Client, ClientError, Transport};
-use super::config::{self, Config, ConfigError, RulesParser};
-use super::connections::{self, EntriesFile, RunDirError};
+use super::config::{self, Config, RulesParser};
+use super::connections::{self, EntriesFile};
 use super::daemon::{Control, Ending, Events, Signal, TICK, here};
 use super::director::Director;
 use super::drivers::{self, Shared};
 use super::outside::Outside;
-use super::outside::Stuck;
 use super::protocol::{Reply, Request};
 use super::registry::{Registry, build_scheduler};
+use super::run_error::RunError;
 use super::saver::Saver;
-use super::server::{Server, ServerError};
+use super::server::Server;
 use super::state::State;
-use super::store::{Found, Store, StoreError};
+use super::store::{Found, Store};
 use crate::conn::{ConnectionTable, Tick};
-use crate::io::bpf::BpfError;
 use crate::io::clock;
 use crate::io::filter::FilterMaps;
-use crate::io::filter::attach::{self, AttachError};
+use crate::io::filter::attach::{self};
 use crate::io::liveness::{self, Claim, ClaimError};
-use crate::io::netlink::{self, Follower, Resolver};
-use crate::io::packet_socket::SocketError;
-use crate::io::tun::{self, Tun, TunError};
-use crate::io::xdp::XdpError;
+use crate::io::netlink::{Follower, Resolver};
+use crate::io::tun::{self, Tun};
 use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT, SocketOption};
 use crate::packet::Mac;
 use crate::table::{Hops, Interface};
 
 /// A daemon that hands over must be gone after this.
 const HANDOVER_MAX: Duration = Duration::from_secs(10);
-
-/// Why the daemon did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum RunError {
-    #[error("needs root: run it with sudo")]
-    NotRoot,
-    #[error("{0}")]
-    Config(#[from] ConfigError),
-    #[error("no interface given: --interface IF, or `interfaces` in the configuration")]
-    NoInterface,
-    #[error("interface {0} is given twice")]
-    InterfaceTwice(String),
-    #[error("there is no interface {0}")]
-    NoSuchInterface(String),
-    #[error("interface {0} has no Ethernet address: uvs serves Ethernet interfaces only")]
-    NotEthernet(String),
-    #[error("interface {0} is down: ip link set {0} up")]
-    Down(String),
-    #[error(
-        "{wanted} workers are more than the {queues} receive queues of interface {interface}: a worker must own one on each"
-    )]
-    TooManyWorkers {
-        wanted: usize,
-        queues: usize,
-        interface: String,
-    },
-    #[error("cannot read the queues of interface {interface}: {source}")]
-    Queues { interface: String, source: io::Error },
-    #[error("this uvs was built without the driver afxdp (cargo feature `afxdp`)")]
-    NoAfxdp,
-    #[error("{0}")]
-    RunDir(#[from] RunDirError),
-    #[error("{0}")]
-    Claim(#[from] ClaimError),
-    #[error("{0}")]
-    Store(#[from] StoreError),
-    #[error("{0}")]
-    Server(#[from] ServerError),
-    #[error("{0}")]
-    Filter(#[from] AttachError),
-    #[error("{0}")]
-    Netlink(#[from] netlink::Error),
-    #[error("{0}")]
-    Tun(#[from] TunError),
-    #[error("{0}")]
-    Xdp(#[from] XdpError),
-    #[error("{0}")]
-    Raw(#[from] SocketError),
-    #[error("cannot make an eventfd: {0}")]
-    Waker(io::Error),
-    #[error("cannot start the thread of {what}: {source}")]
-    Thread { what: &'static str, source: io::Error },
-    #[error("cannot listen to signals: {0}")]
-    Signals(io::Error),
-    #[error("takeover: {0}")]
-    Takeover(String),
-    #[error("{0}: ends at once, the filter drops until the next start")]
-    Stuck(#[from] Stuck),
-}
-
-impl From<BpfError> for RunError {
-    fn from(error: BpfError) -> RunError {
-        RunError::Filter(error.into())
-    }
-}
 
 /// Runs until told to stop.
 pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
