@@ -2,6 +2,7 @@
 //!
 //! How: parses the files with the program's own reader, and reads `uvs run --help`. Goal: no key, range or default
 //! can be changed in one place only.
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

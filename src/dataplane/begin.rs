@@ -218,7 +218,7 @@ impl<'a, D: Driver> Round<'a, D> {
                 match error {
                     InsertError::Full => Verdict::Drop(DropReason::TableFull),
                     InsertError::Exists(entry) => match table.destination(DestinationId(entry.destination_id())) {
-                        Some(theirs) => self.to_present(frame, interface, parsed, entry, theirs),
+                        Some(theirs) => self.inbound_present(frame, interface, parsed, entry, theirs),
                         None => Verdict::Drop(DropReason::DestinationGone),
                     },
                 }

@@ -28,15 +28,15 @@ impl<D: Driver> Round<'_, D> {
     ) -> Verdict {
         let connections = self.connections;
         match connections.lookup(hash, &parsed.flow) {
-            Some(hit) if hit.direction == Direction::Reply => self.to_client(frame, interface, parsed, hit.entry),
-            Some(hit) => self.to_destination(frame, interface, parsed, hit.entry),
+            Some(hit) if hit.direction == Direction::Reply => self.outbound(frame, interface, parsed, hit.entry),
+            Some(hit) => self.inbound(frame, interface, parsed, hit.entry),
             None => self.unknown(frame, interface, parsed),
         }
     }
 
     /// A client's packet of a known connection.
     #[inline]
-    fn to_destination<F: Frame>(
+    fn inbound<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
@@ -57,13 +57,13 @@ impl<D: Driver> Round<'_, D> {
         }
         let table = self.table;
         match table.destination(DestinationId(entry.destination_id())) {
-            Some(destination) if destination.present => self.to_present(frame, interface, parsed, entry, destination),
+            Some(destination) if destination.present => self.inbound_present(frame, interface, parsed, entry, destination),
             gone => self.destination_gone(frame, interface, parsed, entry, gone.is_some()),
         }
     }
 
     #[inline]
-    pub(super) fn to_present<F: Frame>(
+    pub(super) fn inbound_present<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
@@ -200,7 +200,7 @@ impl<D: Driver> Round<'_, D> {
 
     /// A NAT destination's packet: back from the virtual service.
     #[inline]
-    fn to_client<F: Frame>(
+    fn outbound<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
