@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::io::ethtool::{self, Offload as Offloads};
 use crate::io::testing::hosts::{CLIENT_MAC, SERVER_MAC, between_two_hosts, transfer};
 use crate::io::testing::{Sniffer, index_of, ip, keep_all};
 use crate::io::tun::Tun;
@@ -87,6 +88,37 @@ fn tcp_of_both_families_passes_byte_exact_in_super_frames() {
                 );
             }
         });
+    });
+}
+
+/// The kernel cuts super-frames and finishes checksums where an interface cannot: the driver's side here, then also the
+/// hosts' side, so that no super-frame and no unfinished checksum is left.
+#[test]
+fn tcp_passes_byte_exact_without_offloads() {
+    between_two_hosts(|client, server| {
+        let off = |interface: &str| {
+            for offload in [Offloads::Tso, Offloads::Gso, Offloads::TxChecksum] {
+                ethtool::set_offload(interface, offload, false).unwrap();
+            }
+        };
+        ["toclient", "toserver"].iter().for_each(|interface| off(interface));
+        for hosts_too in [false, true] {
+            if hosts_too {
+                [&client, &server].iter().for_each(|host| host.run(move || off("eth0")));
+            }
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let driver = drivers(1).remove(0);
+                let relay = scope.spawn(|| relay(driver, &stop));
+                transfer(&client, &server, "192.0.2.2:80", 20 << 20);
+                transfer(&client, &server, "[2001:db8::2]:80", 20 << 20);
+                stop.store(true, Ordering::Relaxed);
+                let (mut driver, seen) = relay.join().unwrap();
+                let statistics = driver.statistics();
+                assert!(statistics.iter().all(|s| s.tx_invalid == 0), "{statistics:?}");
+                assert_eq!((seen.super_frames > 100, seen.unfinished > 100), (!hosts_too, !hosts_too), "{seen:?}");
+            });
+        }
     });
 }
 
