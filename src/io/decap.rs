@@ -10,7 +10,7 @@
 //! ends, however it does, everything is as before.
 //!
 //! Super-frames and unfinished inner checksums pass as they are. Outer IPv4 fragments are put together by the kernel
-//! in front of the socket; outer IPv6 fragments are dropped and counted.
+//! in front of the socket, outer IPv6 fragments here.
 #![allow(unsafe_code, reason = "raw IP sockets and signal handlers")]
 
 mod unwrap;
@@ -30,7 +30,10 @@ use super::packet_socket::{PacketSocket, SocketError, classic};
 use super::poll::{PollSet, Waker};
 use super::tun::{Tun, TunError, TunQueue};
 use crate::dataplane::driver::BATCH_MAX;
-use crate::packet::{ETHERNET_HEADER_LEN, Frame, Offload};
+use crate::forward::fragment::{Inserted, Reassembly};
+use crate::packet::parse::parse;
+use crate::packet::{ETHERNET_HEADER_LEN, Frame, Offload, Packet};
+use unwrap::Outer;
 pub use unwrap::Refusal;
 
 /// Name of the device through which unwrapped packets reach the local stack.
@@ -81,13 +84,15 @@ pub enum DecapError {
     Signals(#[source] io::Error),
 }
 
-/// What came and what became of it. `received = unwrapped + refused`.
+/// What came and what became of it. `received = unwrapped + fragments + refused`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DecapCounters {
     /// Tunnel packets that arrived at the socket.
     pub received: u64,
     /// Inner packets that the local stack took.
     pub unwrapped: u64,
+    /// Outer IPv6 fragments that did not make a packet whole: they wait, went into one later, or timed out.
+    pub fragments: u64,
     /// The others, in the order of [`Refusal::ALL`].
     pub refused: [u64; Refusal::ALL.len()],
     /// Not received at all: the socket's buffer was full.
@@ -97,6 +102,9 @@ pub struct DecapCounters {
 impl std::fmt::Display for DecapCounters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "received {} unwrapped {}", self.received, self.unwrapped)?;
+        if self.fragments > 0 {
+            write!(f, " fragments {}", self.fragments)?;
+        }
         for (refusal, count) in Refusal::ALL.iter().zip(self.refused).filter(|(_, count)| *count > 0) {
             write!(f, " {} {count}", refusal.name())?;
         }
@@ -168,15 +176,18 @@ pub struct Decap {
     receiver: Receiver,
     pool: Pool,
     poll: PollSet,
-    into: Into,
+    local: Local,
+    counters: DecapCounters,
     _silence: Vec<OwnedFd>,
 }
 
 /// The way into the local stack.
-struct Into {
+struct Local {
     queue: TunQueue,
     addresses: Addresses,
-    counters: DecapCounters,
+    fragments: Reassembly,
+    /// Fragments' time counts from here.
+    started: Instant,
     _tun: Tun,
 }
 
@@ -205,12 +216,14 @@ impl Decap {
             receiver: Receiver::new(),
             pool: Pool::new(BUFFERS, FRAME_LEN_MAX),
             poll,
-            into: Into {
+            local: Local {
                 queue: tun.queue()?,
                 addresses,
-                counters: DecapCounters::default(),
+                fragments: Reassembly::new(),
+                started: Instant::now(),
                 _tun: tun,
             },
+            counters: DecapCounters::default(),
             _silence: silence,
         })
     }
@@ -238,7 +251,7 @@ impl Decap {
     }
 
     fn batch(&mut self, frames: &mut Vec<FrameBuffer>) -> io::Result<usize> {
-        let counters = &mut self.into.counters;
+        let counters = &mut self.counters;
         let result = self
             .receiver
             .receive(self.socket.as_fd(), BATCH_MAX, &mut self.pool, |arrival| {
@@ -249,12 +262,14 @@ impl Decap {
                 }
             });
         if !frames.is_empty() {
-            self.into.addresses.refresh(ADDRESSES_AGE_MAX);
+            self.local.addresses.refresh(ADDRESSES_AGE_MAX);
         }
         for mut frame in frames.drain(..) {
-            match self.into.give(&mut frame) {
-                Ok(()) => self.into.counters.unwrapped += 1,
-                Err(refusal) => self.into.counters.refused[refusal as usize] += 1,
+            let counters = &mut self.counters;
+            match self.local.give(&mut frame) {
+                Ok(true) => counters.unwrapped += 1,
+                Ok(false) => counters.fragments += 1,
+                Err(refusal) => counters.refused[refusal as usize] += 1,
             }
             self.pool.give(frame);
         }
@@ -262,30 +277,54 @@ impl Decap {
     }
 
     fn count(&mut self) -> &DecapCounters {
-        self.into.counters.receive_buffer_full += self.socket.take_drops();
-        &self.into.counters
+        self.counters.receive_buffer_full += self.socket.take_drops();
+        &self.counters
     }
 }
 
-impl Into {
-    /// Unwraps one frame and gives what is inside to the local stack.
-    fn give(&mut self, frame: &mut FrameBuffer) -> Result<(), Refusal> {
-        let offload = frame.offload();
-        let outer = unwrap::Outer::read(frame.bytes())?;
+impl Local {
+    /// Unwraps one frame and gives what is inside to the local stack. `false`: it is a fragment, and others are missing.
+    fn give(&mut self, frame: &mut FrameBuffer) -> Result<bool, Refusal> {
+        match Outer::read(frame.bytes()) {
+            Err(Refusal::OuterFragment) => self.give_fragment(frame.bytes()),
+            outer => self.give_packet(outer?, frame).map(|()| true),
+        }
+    }
+
+    fn give_packet<F: Frame>(&mut self, outer: Outer, frame: &mut F) -> Result<(), Refusal> {
         if !self.addresses.contain(outer.destination) {
             return Err(Refusal::NotOurs);
         }
         let inner = outer.unwrap(frame.bytes_mut())?;
-        let moved = unwrap::move_offload(offload, inner.start, ETHERNET_HEADER_LEN)?;
-        if self.write(&frame.bytes()[inner], moved) {
+        let offload = unwrap::move_offload(frame.offload(), inner.start, ETHERNET_HEADER_LEN)?;
+        if self.queue.write(&frame.bytes()[inner], offload) {
             Ok(())
         } else {
             Err(Refusal::NotTaken)
         }
     }
 
-    fn write(&mut self, packet: &[u8], offload: Offload) -> bool {
-        self.queue.write(packet, offload)
+    fn give_fragment(&mut self, bytes: &[u8]) -> Result<bool, Refusal> {
+        let Ok(Packet::Fragment(fragment)) = parse(bytes, Offload::default()) else {
+            return Err(Refusal::OuterFragment);
+        };
+        if !self.addresses.contain(fragment.flow.destination()) {
+            return Err(Refusal::NotOurs);
+        }
+        let now_ns = self.started.elapsed().as_nanos() as u64;
+        self.fragments.expire(now_ns);
+        match self.fragments.insert(bytes, &fragment, now_ns) {
+            Inserted::Held => Ok(false),
+            Inserted::Dropped => Err(Refusal::OuterFragment),
+            Inserted::Complete(mut datagram) => {
+                let given = match Outer::read(datagram.bytes()) {
+                    Ok(outer) => self.give_packet(outer, &mut datagram),
+                    Err(refusal) => Err(refusal),
+                };
+                self.fragments.release(datagram);
+                given.map(|()| true)
+            }
+        }
     }
 }
 
@@ -393,12 +432,12 @@ fn silent_socket(family: i32, protocol: i32, interface: &str) -> io::Result<Owne
     }
 }
 
-/// Classic BPF: frames for this host with protocol 4 or 41 in IPv4, in IPv6, or in IPv6 behind destination options
-/// (the tunnel encapsulation limit of RFC 2473, which Linux adds).
-fn tunnel_filter() -> [libc::sock_filter; 17] {
+/// Classic BPF: frames for this host with protocol 4 or 41 in IPv4, in IPv6, or in IPv6 behind a fragment header or
+/// destination options (the tunnel encapsulation limit of RFC 2473, which Linux adds).
+fn tunnel_filter() -> [libc::sock_filter; 20] {
     use classic::{if_equal, keep, load_byte, load_half, load_packet_kind};
-    const NO: u8 = 16;
-    const YES: u8 = 15;
+    const YES: u8 = 18;
+    const NO: u8 = 19;
     // Jumps count from the next instruction.
     let to = |from: u8, target: u8| target - from - 1;
     [
@@ -413,10 +452,14 @@ fn tunnel_filter() -> [libc::sock_filter; 17] {
         load_byte(14 + 6),
         if_equal(4, to(9, YES), 0),
         if_equal(41, to(10, YES), 0),
-        if_equal(60, 0, to(11, NO)),
+        if_equal(44, to(11, 13), 0),
+        if_equal(60, 0, to(12, NO)),
+        // The next header of either comes first in it. Behind options there may be a fragment header again.
         load_byte(14 + 40),
-        if_equal(4, to(13, YES), 0),
-        if_equal(41, to(14, YES), to(14, NO)),
+        if_equal(4, to(14, YES), 0),
+        if_equal(41, to(15, YES), 0),
+        if_equal(44, to(16, YES), 0),
+        if_equal(60, to(17, YES), to(17, NO)),
         keep(u32::MAX),
         keep(0),
     ]

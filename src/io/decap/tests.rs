@@ -281,6 +281,25 @@ fn outer_fragments_are_put_together_and_strangers_refused() {
         }
         assert_eq!(answers.recv_timeout(LONG).unwrap(), payload);
 
+        let inner6 = crate::io::testing::hosts::content(3000);
+        let inner6 = datagram(53, &inner6);
+        for (index, part) in inner6.chunks(1400).enumerate().rev() {
+            let more = ((index + 1) * 1400 < inner6.len()) as u16;
+            let mut header = vec![0x60, 0, 0, 0];
+            header.extend((8 + part.len() as u16).to_be_bytes());
+            header.extend([44, 64]);
+            header.extend([RELAY6, SERVER6].concat());
+            header.extend([4, 0]);
+            header.extend(((index * 1400) as u16 | more).to_be_bytes());
+            header.extend([0, 0, 0, 9]);
+            sniffer.send(&ethernet([0x86, 0xdd], &[&header, part]));
+        }
+        assert_eq!(
+            answers.recv_timeout(LONG).unwrap(),
+            payload,
+            "IPv6, the last piece first"
+        );
+
         // To an address that the server does not have, then to the same after it got it.
         let small = datagram(53, b"ask");
         let mut header = outer_header(4, small.len() as u16, 0);
@@ -297,9 +316,13 @@ fn outer_fragments_are_put_together_and_strangers_refused() {
         assert_eq!(answers.recv_timeout(LONG).unwrap(), b"ask", "a new address is noticed");
         control.stop();
         let counters = counted.recv_timeout(LONG).unwrap();
-        assert_eq!((counters.received, counters.unwrapped), (3, 2), "{counters}");
+        assert_eq!(
+            (counters.received, counters.unwrapped, counters.fragments),
+            (6, 3, 2),
+            "{counters}"
+        );
         assert_eq!(counters.refused[Refusal::NotOurs as usize], 1, "{counters}");
-        assert_eq!(counters.to_string(), "received 3 unwrapped 2 not_ours 1");
+        assert_eq!(counters.to_string(), "received 6 unwrapped 3 fragments 2 not_ours 1");
     });
 }
 

@@ -31,7 +31,7 @@ refusals! {
     BadOuterHeader => "bad_outer_header",
     /// The outer destination is not an address of this host.
     NotOurs => "not_ours",
-    /// A piece of an outer packet (IPv6; those of IPv4 are put together before).
+    /// A piece of an outer packet that fits no other, or that there is no room for.
     OuterFragment => "outer_fragment",
     /// The inner header's version or length is wrong, or longer than the outer packet.
     BadInnerHeader => "bad_inner_header",
