@@ -16,7 +16,7 @@
 mod unwrap;
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -157,10 +157,15 @@ pub fn run(interface: &str) -> Result<(), DecapError> {
     }
     let reported = control.clone();
     on_signal(libc::SIGUSR1, move || reported.report())?;
-    println!("uvs decap: ready on {interface}, into {DEVICE}");
-    let counters = decap.run(&control, |counters| println!("uvs decap: {counters}"));
-    println!("uvs decap: {counters}");
+    say(&format_args!("ready on {interface}, into {DEVICE}"));
+    let counters = decap.run(&control, |counters| say(counters));
+    say(&counters);
     Ok(())
+}
+
+fn say(what: &dyn std::fmt::Display) {
+    // Whoever listened may have gone; the work goes on.
+    drop(writeln!(io::stdout(), "uvs decap: {what}"));
 }
 
 fn on_signal(signal: i32, action: impl Fn() + Send + Sync + 'static) -> Result<(), DecapError> {
