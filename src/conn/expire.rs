@@ -101,6 +101,8 @@ impl ConnectionTable {
         self.live_in(chunk, |entry| {
             let is_due = entry.deadline() <= now && !self.keep_template(&entry, now);
             if is_due && let Some(connection) = self.retire(entry, |control| control.deadline() <= now) {
+                // It is taken off the index in a moment.
+                self.prefetch_buckets_of(entry, entry.control());
                 on_expire(&connection);
                 expired += 1;
                 return;
@@ -229,6 +231,16 @@ impl ConnectionTable {
         let reply = Reference::new(entry.number, Direction::Reply);
         self.index.remove(hash, forward)
             && reply_key(entry, control).is_none_or(|key| self.index.remove(self.hash(&key), reply))
+    }
+
+    /// Starts loading the buckets that hold the entry's keys.
+    pub(super) fn prefetch_buckets_of(&self, entry: EntryRef<'_>, control: Control) {
+        if let Some(kind) = control.kind_before() {
+            self.prefetch_bucket(self.hash_as(kind, &entry.flow()));
+        }
+        if let Some(key) = reply_key(entry, control) {
+            self.prefetch_bucket(self.hash(&key));
+        }
     }
 
     fn free_passed(&self, waiting: &mut Waiting) {
