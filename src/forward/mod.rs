@@ -229,4 +229,4 @@ impl Identifications {
 }
 
 #[cfg(test)]
-mod golden;
+mod tests;
