@@ -10,6 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::io::ethtool::{self, Offload};
 use crate::io::netlink::{self, Link, Netlink, Route, VethEnd};
@@ -18,6 +19,9 @@ use crate::packet::Mac;
 
 /// What all names of ours begin with.
 const PREFIX: &str = "uvs-";
+
+/// How long a new interface may take until it carries frames; usually milliseconds.
+const RUNNING_MAX: Duration = Duration::from_secs(5);
 
 /// Where the folders go: always a tmpfs, which connection entries need.
 const SHARED_MEMORY: &str = "/dev/shm";
@@ -195,12 +199,12 @@ impl Segment {
         self.switch
             .set_sysctl(&format!("net.ipv6.conf.{port_name}.disable_ipv6"), "1")?;
         let link = host.link(interface)?;
-        let up = |netlink: &mut Netlink, index: u32| netlink.set_up(index, true);
-        host.netlink
-            .set_mtu(link.index, mtu)
-            .map_err(in_namespace(&host.namespace))?;
-        up(&mut host.netlink, link.index).map_err(in_namespace(&host.namespace))?;
-        up(&mut self.switch.netlink, port).map_err(in_namespace(&self.switch.namespace))?;
+        let in_host = in_namespace(&host.namespace);
+        host.netlink.set_mtu(link.index, mtu).map_err(in_host)?;
+        host.set_up(interface, true)?;
+        self.switch.set_up(&port_name, true)?;
+        host.wait_running(link.index)?;
+        self.switch.wait_running(port)?;
         for (address, prefix_len) in attachment.addresses {
             host.add_address(interface, *address, *prefix_len)?;
         }
@@ -251,6 +255,18 @@ impl Host {
     pub fn set_up(&mut self, interface: &str, up: bool) -> Result<(), Error> {
         let link = self.link(interface)?.index;
         self.netlink.set_up(link, up).map_err(in_namespace(&self.namespace))
+    }
+
+    /// Waits until an interface that is up carries frames.
+    fn wait_running(&mut self, link: u32) -> Result<(), Error> {
+        let failed = in_namespace(&self.namespace);
+        if self.netlink.wait_running(link, RUNNING_MAX).map_err(failed)? {
+            return Ok(());
+        }
+        let namespace = self.namespace.name();
+        Err(Error::Wrong(format!(
+            "interface {link} in namespace {namespace} gets no carrier"
+        )))
     }
 
     /// Adds an address.

@@ -191,6 +191,9 @@ mod tests {
             for link in [a, b] {
                 netlink.set_up(link, true).unwrap();
             }
+            for link in [a, b] {
+                assert!(netlink.wait_running(link, Duration::from_secs(5)).unwrap());
+            }
             let mut left = FrameSocket::open(a).unwrap();
             let mut right = FrameSocket::open(b).unwrap();
             // Not for us by its address, a protocol nobody knows: only the socket may see it.

@@ -1,6 +1,7 @@
 //! Links (network interfaces): what they are, making veth pairs and bridges, changing and deleting.
 
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -160,6 +161,21 @@ impl Netlink {
         self.change(RouteNetlinkMessage::SetLink(message), 0, || {
             format!("set interface {index} {direction}")
         })
+    }
+
+    /// Waits until a link that was set up has its carrier and its queues work: until then the kernel drops what is
+    /// sent, without an error. `false` when the time is over.
+    pub fn wait_running(&mut self, index: u32, timeout: Duration) -> Result<bool, Error> {
+        let end = Instant::now() + timeout;
+        loop {
+            if self.link_by_index(index)?.running {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Sets the largest IP packet.

@@ -326,6 +326,10 @@ mod tests {
                     .add_address(index, IpAddr::from([0xfd09, 0, 0, 0, 0, 0, 0, u16::from(host)]), 64)
                     .unwrap();
             }
+            for netlink in [&mut a, &mut b] {
+                let index = netlink.link("eth0").unwrap().index;
+                assert!(netlink.wait_running(index, Duration::from_secs(5)).unwrap());
+            }
             Some(Pair { near, far })
         }
     }

@@ -62,6 +62,14 @@ fn a_veth_pair_between_namespaces_with_queues_addresses_routes_and_neighbours() 
             assert!(found.usable && found.link == index);
         }
     }
+    assert!(
+        a.wait_running(left_link.index, std::time::Duration::from_secs(5))
+            .unwrap()
+    );
+    assert!(
+        b.wait_running(right_link.index, std::time::Duration::from_secs(5))
+            .unwrap()
+    );
     assert_eq!(a.link_by_index(left_link.index).unwrap().mtu, 1400);
 
     // Resolution on demand.
