@@ -2,6 +2,8 @@
 //!
 //! The topology is that of `tests/kernel/packets.json`: clients behind interface 0, real servers behind interface 1.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
