@@ -107,7 +107,7 @@ fn run(vector: &Value) -> Result<(), String> {
 }
 
 fn compare(outcome: &Outcome, wanted: &[Value]) -> Result<(), String> {
-    let (local, wanted): (Vec<&Value>, Vec<&Value>) = wanted.iter().partition(|frame| is_of_local_stack(frame));
+    let (local, wanted): (Vec<&Value>, Vec<&Value>) = wanted.iter().partition(is_of_local_stack);
     if !local.is_empty() && outcome.handed_back == 0 {
         return Err(format!("not handed back, sent {}", list(outcome)));
     }
