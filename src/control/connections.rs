@@ -77,7 +77,12 @@ impl EntriesFile {
                 Err(error @ (EntriesError::InUse { .. } | EntriesError::Io { .. })) => return Err(error.into()),
                 Err(error) => {
                     log::warn!("{error}: starting without the connections in it");
-                    self.remove();
+                    // Only the file: its folder is needed at once.
+                    fs::remove_file(&self.path).map_err(|source| RunDirError::System {
+                        path: self.path.clone(),
+                        action: "cannot remove it",
+                        source,
+                    })?;
                 }
             }
         }

@@ -22,7 +22,7 @@ use super::protocol::{Reply, Request};
 use super::registry::{Registry, build_scheduler};
 use super::run_error::RunError;
 use super::saver::Saver;
-use super::server::Server;
+use super::server::{Asked, Server};
 use super::state::State;
 use super::store::{Found, Store};
 use crate::conn::{ConnectionTable, Tick};
@@ -48,6 +48,9 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
         std::process::abort();
     }));
     let settings = Settings::of(options, rules)?;
+    if !crate::io::netns::is_root() {
+        return Err(RunError::NotRoot);
+    }
     let mut resolver = Resolver::open(Instant::now())?;
     let interfaces = find_interfaces(&settings.interfaces, &mut resolver)?;
     if settings.takeover {
@@ -62,8 +65,11 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
             Duration::ZERO
         }),
     )?;
+    // Before anything is attached, so that a socket in use disturbs nothing. Requests wait until they are served.
+    let (asked, requests) = unbounded();
+    let server = Server::start(&settings.socket, asked)?;
     let started = Started::new(&settings, interfaces, resolver, store)?;
-    let ending = started.serve(&settings, rules);
+    let ending = started.serve(&settings, rules, server, requests);
     drop(claims);
     ending
 }
@@ -176,7 +182,10 @@ fn claim(interfaces: &[Interface], patient: bool) -> Result<Vec<Claim>, RunError
             match liveness::claim(interface.index) {
                 Ok(claim) => break claims.push(claim),
                 Err(ClaimError::Taken { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
-                Err(error) => return Err(error.into()),
+                Err(source) => {
+                    let interface = interface.name.clone();
+                    return Err(RunError::Claim { interface, source });
+                }
             }
         }
     }
@@ -249,9 +258,13 @@ impl Started {
     }
 
     /// Serves until told to stop, then ends as told.
-    fn serve(self, settings: &Settings, rules: RulesParser) -> Result<(), RunError> {
-        let (asked, requests) = unbounded();
-        let server = Server::start(&settings.socket, asked)?;
+    fn serve(
+        self,
+        settings: &Settings,
+        rules: RulesParser,
+        server: Server,
+        requests: Receiver<Asked>,
+    ) -> Result<(), RunError> {
         let (_follower, network) = Follower::start()?;
         let events = Events {
             requests,

@@ -47,8 +47,8 @@ pub enum RunError {
     NoAfxdp,
     #[error("{0}")]
     RunDir(#[from] RunDirError),
-    #[error("{0}")]
-    Claim(#[from] ClaimError),
+    #[error("interface {interface}: {source}")]
+    Claim { interface: String, source: ClaimError },
     #[error("{0}")]
     Store(#[from] StoreError),
     #[error("{0}")]

@@ -57,7 +57,9 @@ impl<D: Driver> Round<'_, D> {
         }
         let table = self.table;
         match table.destination(DestinationId(entry.destination_id())) {
-            Some(destination) if destination.present => self.inbound_present(frame, interface, parsed, entry, destination),
+            Some(destination) if destination.present => {
+                self.inbound_present(frame, interface, parsed, entry, destination)
+            }
             gone => self.destination_gone(frame, interface, parsed, entry, gone.is_some()),
         }
     }

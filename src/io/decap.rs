@@ -51,6 +51,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// Why it cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum DecapError {
+    /// Not allowed to do any of it.
+    #[error("needs root: run it with sudo")]
+    NotRoot,
     /// The interface or the addresses cannot be read.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
@@ -149,6 +152,9 @@ impl DecapControl {
 /// Unwraps on `interface` until SIGINT or SIGTERM. Prints a line with `ready` when it works, and its counters on
 /// SIGUSR1 and at the end.
 pub fn run(interface: &str) -> Result<(), DecapError> {
+    if !super::netns::is_root() {
+        return Err(DecapError::NotRoot);
+    }
     let control = DecapControl::new().map_err(DecapError::Signals)?;
     let decap = Decap::open(interface, &control)?;
     for signal in [libc::SIGINT, libc::SIGTERM] {

@@ -17,7 +17,7 @@ pub struct Claim {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another uvs is at work there.
-    #[error("interface {ifindex} is served by another uvs (process {pid}); --takeover takes it over")]
+    #[error("served by another uvs (process {pid}); --takeover takes it over")]
     Taken {
         /// Kernel index of the interface.
         ifindex: u32,
@@ -25,7 +25,7 @@ pub enum ClaimError {
         pid: i32,
     },
     /// Something else.
-    #[error("cannot claim interface {ifindex}: {source}")]
+    #[error("cannot claim it by an abstract socket: {source}")]
     System {
         /// Kernel index of the interface.
         ifindex: u32,

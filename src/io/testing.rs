@@ -9,30 +9,34 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::netns;
+
 /// Runs `test` in a fresh network namespace, on a thread of its own; says so when that needs root.
 pub fn in_namespace(test: impl FnOnce() + Send) {
+    // The new thread has the name of the test, for messages.
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let enter = || {
             if enter_new_namespace() {
                 test();
             }
-        });
+        };
+        let builder = std::thread::Builder::new().name(name);
+        let thread = builder.spawn_scoped(scope, enter).expect("a thread");
         if let Err(panic) = thread.join() {
             std::panic::resume_unwind(panic);
         }
     });
 }
 
-/// Moves the calling thread to a fresh network namespace; `false` when not root.
+/// Moves the calling thread to a fresh network namespace; `false`, said loudly, when not root (see [`netns::can_test`]).
 pub fn enter_new_namespace() -> bool {
-    // SAFETY: no pointers; the result is checked.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        eprintln!(
-            "SKIPPED: a network namespace needs root: {}",
-            io::Error::last_os_error()
-        );
+    if !netns::can_test() {
         return false;
     }
+    // SAFETY: no pointers; the result is checked.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "a network namespace: {}", io::Error::last_os_error());
     true
 }
 

@@ -89,6 +89,8 @@ fn is_service(frame: &[u8]) -> bool {
     let to = flow.destination().to_string();
     matches!(
         (to.as_str(), flow.protocol, flow.destination_port()),
-        ("10.9.0.1" | "fd00:9::1", Protocol::TCP, 80) | ("10.9.0.2", Protocol::UDP, _) | ("10.9.0.3", Protocol::SCTP, 9)
+        ("10.9.0.1" | "fd00:9::1", Protocol::TCP, 80)
+            | ("10.9.0.2", Protocol::UDP, _)
+            | ("10.9.0.3", Protocol::SCTP, 9)
     )
 }

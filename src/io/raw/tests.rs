@@ -116,7 +116,11 @@ fn tcp_passes_byte_exact_without_offloads() {
                 let (mut driver, seen) = relay.join().unwrap();
                 let statistics = driver.statistics();
                 assert!(statistics.iter().all(|s| s.tx_invalid == 0), "{statistics:?}");
-                assert_eq!((seen.super_frames > 100, seen.unfinished > 100), (!hosts_too, !hosts_too), "{seen:?}");
+                assert_eq!(
+                    (seen.super_frames > 100, seen.unfinished > 100),
+                    (!hosts_too, !hosts_too),
+                    "{seen:?}"
+                );
             });
         }
     });

@@ -1,0 +1,1 @@
+//! A machine that breaks while the director runs.
