@@ -74,7 +74,7 @@ impl Hash {
     }
 }
 
-/// What a search will most likely find: see [`Index::first_guess`].
+/// What a search will most likely find: see `Index::first_guess`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Guess(u32);
 
