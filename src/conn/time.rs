@@ -29,10 +29,11 @@ impl Tick {
         self.0.saturating_sub(now.0)
     }
 
-    /// Whole seconds from `now` to this point, rounded down as the kernel lists them.
+    /// Whole seconds from `now` to this point as the kernel lists them: rounded down, and some of the current tick is
+    /// always gone, so that 60 s read 59 from the first moment on.
     #[inline]
     pub fn seconds_left(self, now: Tick) -> u32 {
-        self.ticks_left(now) / Tick::PER_SECOND
+        self.ticks_left(now).saturating_sub(1) / Tick::PER_SECOND
     }
 }
 
@@ -51,8 +52,10 @@ mod tests {
         let now = Tick::from_boot_ns(3_000_000_000);
         assert_eq!(now, Tick(48));
         let deadline = now.after(ticks_of_seconds(60));
-        assert_eq!(deadline.seconds_left(now), 60);
-        assert_eq!(deadline.seconds_left(now.after(1)), 59);
+        assert_eq!(deadline.seconds_left(now), 59);
+        assert_eq!(deadline.seconds_left(now.after(15)), 59);
+        assert_eq!(deadline.seconds_left(now.after(16)), 58);
+        assert_eq!(deadline.seconds_left(now.after(ticks_of_seconds(59))), 0);
         assert_eq!(now.seconds_left(deadline), 0);
         assert_eq!(ticks_of_seconds(u32::MAX), u32::MAX);
     }
