@@ -66,12 +66,30 @@ impl<D: Driver> Round<'_, D> {
         let frames = whole.pieces as u64;
         let as_received = Cut::even(whole.largest);
         match verdict {
+            // An atomic fragment (RFC 6946): the kernel leaves its header out, and so do we.
+            Verdict::Transmit(exit) if frames == 1 => self.send_whole(datagram, Exit::Interface(exit)),
+            Verdict::HandBack if frames == 1 => self.send_whole(datagram, Exit::LocalStack),
             Verdict::Transmit(exit) => self.send_pieces(datagram, as_received, Exit::Interface(exit), frames),
             Verdict::TransmitCut(exit, cut) => self.send_pieces(datagram, cut, Exit::Interface(exit), frames),
             Verdict::HandBack => self.send_pieces(datagram, as_received, Exit::LocalStack, frames),
             Verdict::Drop(reason) => self.counts.drop_many(reason, frames),
             // Only super-frames are, and those are no fragments.
             Verdict::Segmented => self.counts.drop_many(DropReason::Fragment, frames),
+        }
+    }
+
+    /// Sends a copy of a frame that counts as one. The frame stays the caller's.
+    #[cold]
+    fn send_whole<F: Frame>(&mut self, frame: &F, exit: Exit) {
+        let copy = |piece: &mut D::Frame| {
+            piece.set_len(frame.bytes().len())?;
+            piece.bytes_mut().copy_from_slice(frame.bytes());
+            piece.set_offload(frame.offload());
+            Ok(())
+        };
+        match self.filled(copy) {
+            Ok(piece) => self.leave(piece, exit),
+            Err(reason) => self.counts.drop(reason),
         }
     }
 

@@ -3,6 +3,8 @@
 //! Use: `let Some(mut scenario) = support::scenario("label", Plan::new(Layout::OneSegment)) else { return };`
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
+pub mod recorded;
+
 use std::path::Path;
 
 pub use uvs::demo::cluster::{Cluster, Host};
