@@ -254,9 +254,7 @@ impl<O: Outside> Control<O> {
         let rules_changed = self.registry.update(&before, &self.state, &mut self.outside);
         let refusal = self.go_live(rules_changed)?;
         let Some(reason) = refusal else {
-            if rules_changed {
-                self.settle()?;
-            }
+            self.settle()?;
             return Ok(None);
         };
         log::error!("the filter refused a change, which is undone: {reason}");
@@ -292,7 +290,7 @@ impl<O: Outside> Control<O> {
     }
 
     /// Gives the neighbours of new destinations a moment to answer, so that the first client does not have to wait.
-    fn settle(&mut self) -> Result<(), Stuck> {
+    pub fn settle(&mut self) -> Result<(), Stuck> {
         let start_ms = self.outside.now_ms();
         while self.registry.is_resolving() && self.outside.now_ms() - start_ms < SETTLE_MS {
             self.outside.network_wait();

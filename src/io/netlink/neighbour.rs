@@ -54,6 +54,20 @@ impl Netlink {
             .collect())
     }
 
+    /// One neighbour, as it is now.
+    pub fn neighbour(&mut self, link: u32, address: IpAddr) -> Result<Option<Neighbour>, Error> {
+        let answer = self.get(
+            RouteNetlinkMessage::GetNeighbour(neighbour_message(link, address)),
+            || format!("look up neighbour {address} on interface {link}"),
+        );
+        match answer {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(message))) => Ok(Neighbour::from_message(&message)),
+            Ok(_) => Ok(None),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Adds a permanent neighbour, or replaces what is known.
     pub fn add_neighbour(&mut self, link: u32, address: IpAddr, mac: Mac) -> Result<(), Error> {
         let mut message = neighbour_message(link, address);
@@ -78,7 +92,7 @@ impl Netlink {
     }
 
     /// Has the kernel resolve a neighbour, or confirm one that is stale, as sending to it would (`ip neighbour add …
-    /// use`).
+    /// use`). Never for a permanent one: the kernel takes that for an order to forget it (`__neigh_update`).
     pub fn use_neighbour(&mut self, link: u32, address: IpAddr) -> Result<(), Error> {
         let mut message = neighbour_message(link, address);
         message.header.flags = NeighbourFlags::Use;

@@ -217,30 +217,45 @@ impl Resolver {
 
     /// Notes what became of a needed neighbour, and has the kernel ask where that is due.
     fn keep(&mut self, key: (u32, IpAddr), now: Instant) {
+        if !self.is_due(key, now) {
+            return;
+        }
+        // What we read last may be old, and asking for one that was made permanent meanwhile would undo that.
+        let (link, address) = key;
+        match self.netlink.neighbour(link, address) {
+            Ok(Some(neighbour)) => drop(self.neighbours.insert(key, neighbour)),
+            Ok(None) => drop(self.neighbours.remove(&key)),
+            // The link may have gone meanwhile; the next refresh will tell.
+            Err(error) => return log::debug!("{error}"),
+        }
+        if !self.is_due(key, now) {
+            return;
+        }
+        if let Some(wanted) = self.wanted.get_mut(&key) {
+            wanted.used = Some(now);
+        }
+        if let Err(error) = self.netlink.use_neighbour(link, address) {
+            log::debug!("{error}");
+        }
+    }
+
+    /// Notes what was last read of a needed neighbour; whether the kernel is to ask.
+    fn is_due(&mut self, key: (u32, IpAddr), now: Instant) -> bool {
         let state = self.neighbours.get(&key).map(|neighbour| neighbour.state);
         let Some(wanted) = self.wanted.get_mut(&key) else {
-            return;
+            return false;
         };
         match state {
             Some(NeighbourState::Failed) => wanted.failed = true,
             Some(NeighbourState::Fresh | NeighbourState::Stale | NeighbourState::Probing) => wanted.failed = false,
             Some(NeighbourState::Incomplete) | None => {}
         }
-        let due = match state {
+        match state {
             // Being asked, or sure.
             Some(NeighbourState::Fresh | NeighbourState::Probing | NeighbourState::Incomplete) => false,
             Some(NeighbourState::Stale | NeighbourState::Failed) | None => {
                 wanted.used.is_none_or(|used| now.duration_since(used) >= RETRY)
             }
-        };
-        if !due {
-            return;
-        }
-        wanted.used = Some(now);
-        let (link, address) = key;
-        if let Err(error) = self.netlink.use_neighbour(link, address) {
-            // The link may have gone meanwhile; the next refresh will tell.
-            log::debug!("{error}");
         }
     }
 
@@ -447,6 +462,28 @@ mod tests {
                 assert!(start.elapsed() < Duration::from_secs(5));
                 std::thread::sleep(Duration::from_millis(5));
             }
+        };
+        pair.near.run(work).unwrap();
+    }
+
+    #[test]
+    fn a_neighbour_made_permanent_stays_so() {
+        let Some(pair) = Pair::new("permanent") else { return };
+        let work = || {
+            let mut resolver = Resolver::open(Instant::now()).unwrap();
+            let eth0 = resolver.link_named("eth0").unwrap().index;
+            let mut netlink = Netlink::open().unwrap();
+            let mac = Mac([2, 0, 0, 0, 0, 0x88]);
+            // After the resolver read everything, and nobody is there to answer.
+            netlink.add_neighbour(eth0, ip("10.9.0.88"), mac).unwrap();
+            match resolver.resolve(ip("10.9.0.88"), &[eth0], Instant::now()).unwrap() {
+                Reach::Hop { hop, .. } => assert_eq!(hop.destination, mac),
+                other => panic!("{other:?}"),
+            }
+            resolver.tick(Instant::now() + RETRY).unwrap();
+            let now = netlink.neighbour(eth0, ip("10.9.0.88")).unwrap().unwrap();
+            assert_eq!((now.mac, now.state), (Some(mac), NeighbourState::Fresh));
+            assert_eq!(netlink.neighbour(eth0, ip("10.9.0.89")).unwrap(), None);
         };
         pair.near.run(work).unwrap();
     }
