@@ -2,6 +2,7 @@
 //!
 //! How: every recorded case through one daemon a driver, frames put on the wires and compared as they come out, byte
 //! by byte, and the connection entries afterwards. Goal: no difference that is not agreed on below.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;

@@ -2,6 +2,7 @@
 //!
 //! How: every recorded service through one daemon, one connection after the other as frames on a wire, the real server
 //! told by the link address that the frame leaves for; the listing at the end. Goal: every choice as recorded.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::Ipv4Addr;
 

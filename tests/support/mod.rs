@@ -3,6 +3,7 @@
 //! Use: `let Some(mut scenario) = support::scenario("label", Plan::new(Layout::OneSegment)) else { return };`
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
+pub mod load;
 pub mod recorded;
 
 use std::path::Path;

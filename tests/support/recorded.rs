@@ -1,5 +1,6 @@
 //! The machine of the recordings in `tests/kernel/*.json`: a director with a client side (`d0`) and a real side (`d1`),
 //! neighbours that never move, VIPs on `lo`; a wire on each side where frames are put and looked for.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

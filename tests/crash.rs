@@ -1,0 +1,247 @@
+//! The daemon dies, is taken over, stops for a moment, and ends.
+//!
+//! How: 200 open connections a forwarding method, half of them IPv6, and clients that go on with requests, while the
+//! process is killed and started again in every way there is. Goal: no connection notices more than a pause, and a plain
+//! stop leaves nothing behind.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use uvs::io::filter::attach;
+use uvs::packet::Family::{V4, V6};
+
+mod support;
+
+use support::load::Load;
+use support::{FAMILIES, HttpClient, Layout, METHODS, Method, PORT, Plan, Scenario, scenario};
+
+/// Open connections of each method.
+const CONNECTIONS: usize = 200;
+
+/// From the start of the process until an open connection is served again.
+const RESTART_MAX: Duration = Duration::from_millis(500);
+
+#[test]
+fn killed_and_started_again_with_af_xdp() {
+    live_on("crash-xdp", "xdp", "raw");
+}
+
+#[test]
+fn killed_and_started_again_with_packet_sockets() {
+    live_on("crash-raw", "raw", "xdp");
+}
+
+/// An open connection and who serves it.
+struct Open {
+    client: HttpClient,
+    server: String,
+    what: String,
+}
+
+fn live_on(label: &str, driver: &str, other: &str) {
+    let Some(mut s) = scenario(label, Plan::new(Layout::OneSegment)) else {
+        return;
+    };
+    for family in FAMILIES {
+        for method in METHODS {
+            s.offer(method, family).expect("a VIP");
+        }
+    }
+    s.start(&["--driver", driver]).expect("uvs run");
+    for family in FAMILIES {
+        for method in METHODS {
+            // A persistent one among them: templates are found again as well.
+            let options = if method == Method::Route {
+                "-s rr -p 300"
+            } else {
+                "-s rr"
+            };
+            s.add_service(method, family, options).expect("a service");
+        }
+    }
+    let mut open = connections(&s);
+    let used = entries(&mut s);
+    let targets: Vec<SocketAddr> = METHODS
+        .into_iter()
+        .flat_map(|m| FAMILIES.map(|f| (m, f)))
+        .map(|(m, f)| s.service_address(m, f))
+        .collect();
+    let load = Load::start(s.topology.client.namespace(), &targets);
+    std::thread::sleep(Duration::from_millis(300));
+
+    let mut restarts = Vec::new();
+    for round in 0..3 {
+        kill(&mut s);
+        if round == 0 {
+            drops_while_dead(&s);
+        }
+        let start = Instant::now();
+        s.start(&["--driver", driver]).expect("it starts after kill -9");
+        assert_eq!(
+            open[round].client.get("/").expect("forwarded again"),
+            open[round].server
+        );
+        restarts.push(start.elapsed());
+        all_go_on(&mut open, "kill -9");
+    }
+    println!("{driver}: forwarding again after {restarts:?}");
+    assert!(
+        restarts.iter().min() < Some(&RESTART_MAX),
+        "{driver}: forwarding again after {restarts:?}"
+    );
+    assert!(entries(&mut s) >= used, "entries were lost");
+
+    s.start(&["--driver", driver, "--takeover"]).expect("takes over");
+    all_go_on(&mut open, "takeover");
+
+    stop(&mut s, true);
+    drops_while_dead(&s);
+    s.start(&["--driver", driver]).expect("it starts after stop --keep");
+    all_go_on(&mut open, "stop --keep");
+
+    kill(&mut s);
+    s.start(&["--driver", other])
+        .expect("the other driver starts after kill -9");
+    all_go_on(&mut open, &format!("kill -9, then driver {other}"));
+
+    s.start(&["--driver", driver, "--takeover"])
+        .expect("takes over from the other driver");
+    all_go_on(&mut open, &format!("takeover from driver {other}"));
+
+    load.stop_without_failure(&format!("{driver}, killed four times, taken over twice, stopped once"));
+    drop(open);
+    leaves_nothing(&mut s);
+}
+
+fn connections(s: &Scenario) -> Vec<Open> {
+    let mut open = Vec::new();
+    for method in METHODS {
+        for n in 0..CONNECTIONS {
+            let family = if n % 2 == 0 { V4 } else { V6 };
+            let what = format!("{method:?} {family:?} connection {n}");
+            let mut client = s
+                .connect(method, family, None)
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            let server = client.get("/").unwrap_or_else(|e| panic!("{what}: {e}"));
+            open.push(Open { client, server, what });
+        }
+    }
+    open
+}
+
+/// Every connection answers, from the server it was with.
+fn all_go_on(open: &mut [Open], after: &str) {
+    let mut broken = Vec::new();
+    for Open { client, server, what } in open.iter_mut() {
+        match client.get("/") {
+            Ok(now) if now == *server => {}
+            Ok(now) => broken.push(format!("{what}: {now}, not {server}")),
+            Err(error) => broken.push(format!("{what}: {error}")),
+        }
+    }
+    assert!(
+        broken.is_empty(),
+        "after {after}: {} of {} connections broken: {:#?}",
+        broken.len(),
+        open.len(),
+        &broken[..broken.len().min(10)]
+    );
+}
+
+/// Connection entries in the table.
+fn entries(s: &mut Scenario) -> u64 {
+    let statistics = s.director().unwrap().statistics().expect("statistics");
+    statistics["connections"]["used"].as_u64().expect("a number")
+}
+
+fn kill(s: &mut Scenario) {
+    s.director().unwrap().process().kill().expect("killed");
+}
+
+fn stop(s: &mut Scenario, keep: bool) {
+    let director = s.director().unwrap();
+    let arguments: &[&str] = if keep { &["stop", "--keep"] } else { &["stop"] };
+    let output = director.output(arguments).expect("uvs stop runs");
+    assert!(output.status.success(), "{output:?}");
+    let status = director.process().wait(Duration::from_secs(5)).expect("it ends");
+    assert!(status.success(), "{status}");
+}
+
+/// Virtual services are silent, all else is the kernel's.
+fn drops_while_dead(s: &Scenario) {
+    for method in METHODS {
+        for family in FAMILIES {
+            let to = s.service_address(method, family);
+            let error = attempt(s, to).expect_err("nobody answers");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{method:?} {family:?}: {error}");
+            let error = attempt(s, SocketAddr::new(to.ip(), 9)).expect_err("nobody listens");
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused,
+                "unserved port of the VIP of {method:?} {family:?}: {error}"
+            );
+        }
+    }
+    let own: IpAddr = "172.25.7.2".parse().unwrap();
+    let error = attempt(s, SocketAddr::new(own, PORT)).expect_err("nobody listens");
+    assert_eq!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused,
+        "the director's own address: {error}"
+    );
+}
+
+fn attempt(s: &Scenario, to: SocketAddr) -> io::Result<()> {
+    HttpClient::connect(s.topology.client.namespace(), None, to, Duration::from_millis(150)).map(drop)
+}
+
+/// SIGTERM: no filter, no device, no socket, no entries, and the kernel answers for the VIP.
+fn leaves_nothing(s: &mut Scenario) {
+    let directory = s.topology.cluster.directory().to_owned();
+    let socket = s.director().unwrap().socket().to_owned();
+    assert!(socket.exists(), "the socket is there while it runs");
+    assert!(files(&directory.join("run")) > 0, "entries are there while it runs");
+    let status = s.director().unwrap().process().terminate().expect("it ends");
+    assert!(status.success(), "{status}");
+    let links = s.topology.director.netlink().links().expect("links");
+    let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+    assert_eq!(names, ["lo", "eth0"]);
+    let index = links[1].index;
+    let attached = || {
+        let xdp = attach::query_xdp(index).expect("a question to the kernel").len();
+        (xdp, attach::query_tc(index).expect("a question to the kernel").len())
+    };
+    let attached = s
+        .topology
+        .director
+        .namespace()
+        .run(attached)
+        .expect("the namespace is there");
+    assert_eq!(attached, (0, 0), "programs of XDP and tcx");
+    assert!(!socket.exists(), "the socket is gone");
+    assert_eq!(files(&directory.join("run")), 0, "the entries are gone");
+    for method in METHODS {
+        for family in FAMILIES {
+            let error = attempt(s, s.service_address(method, family)).expect_err("nobody listens");
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::ConnectionRefused,
+                "{method:?} {family:?}: {error}"
+            );
+        }
+    }
+}
+
+/// Files below a folder.
+fn files(folder: &std::path::Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let count = |entry: std::fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => files(&entry.path()),
+        _ => 1,
+    };
+    entries.flatten().map(count).sum()
+}
