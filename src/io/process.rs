@@ -86,9 +86,11 @@ impl Process {
         Err(io::Error::other(format!("{} {why}. Its output:\n{output}", self.name)))
     }
 
-    /// What it said last, up to a thousand lines.
+    /// What it said last, up to a thousand lines; after its end was seen, all of them.
     pub fn output(&mut self) -> String {
-        while let Ok(line) = self.lines.try_recv() {
+        // What an ended process said may still be on its way through the threads that read it.
+        let patience = if self.status.is_some() { GRACE } else { Duration::ZERO };
+        while let Ok(line) = self.lines.recv_timeout(patience) {
             self.keep(line);
         }
         self.kept.iter().map(|line| format!("  {line}\n")).collect()
