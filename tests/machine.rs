@@ -355,7 +355,8 @@ fn flood(s: &mut Scenario, count: u32) {
 fn saved_rules_and_entries_that_are_no_use() {
     let Some(mut s) = machine("m-files") else { return };
     let state = s.topology.cluster.directory().join("state/rules.json");
-    let damages: [(&str, fn(String) -> String, &str); 3] = [
+    type Damage<T> = (&'static str, T, &'static str);
+    let damages: [Damage<fn(String) -> String>; 3] = [
         (
             "another version's",
             |t| t.replacen("\"format\":1", "\"format\":99", 1),
@@ -386,7 +387,7 @@ fn saved_rules_and_entries_that_are_no_use() {
         s.director().unwrap().process().terminate().unwrap();
     }
     // The entries' file, after a crash: another version's, cut, and rubbish.
-    let damages: [(&str, fn(&mut Vec<u8>), &str); 3] = [
+    let damages: [Damage<fn(&mut Vec<u8>)>; 3] = [
         ("another version's", |b| b[8] = 77, "version 77"),
         ("cut", |b| b.truncate(10_000), "bytes"),
         ("rubbish", |b| b[..8].fill(0x41), "not a file of connection entries"),
