@@ -32,7 +32,6 @@ use crate::io::filter::attach::{self};
 use crate::io::liveness::{self, Claim, ClaimError};
 use crate::io::netlink::{Follower, Resolver};
 use crate::io::tun::{self, Tun};
-use crate::io::unix;
 use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT, SocketOption};
 use crate::packet::Mac;
 use crate::table::{Hops, Interface};
@@ -48,9 +47,6 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
         report(info);
         std::process::abort();
     }));
-    if unix::effective_uid() != 0 {
-        return Err(RunError::NotRoot);
-    }
     let settings = Settings::of(options, rules)?;
     if !crate::io::netns::is_root() {
         return Err(RunError::NotRoot);

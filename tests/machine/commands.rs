@@ -134,7 +134,10 @@ fn refused_settings(director: &Director) {
             &["sysctl", "-w", "net.ipv4.vs.expire_nodest_conn="],
             "expire_nodest_conn",
         ),
-        (&["sysctl", "-w", "net.ipv4.vs.conn_reuse_mode=99999999999"], "conn_reuse_mode"),
+        (
+            &["sysctl", "-w", "net.ipv4.vs.conn_reuse_mode=99999999999"],
+            "conn_reuse_mode",
+        ),
     ] {
         let output = director.output(arguments).unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
