@@ -58,10 +58,13 @@ pub enum Refused {
 }
 
 /// Hash of a key: the upper half chooses the bucket, the lowest 16 bits are the tag.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hash(u64);
 
 impl Hash {
+    /// Of nothing.
+    pub const NONE: Hash = Hash(0);
+
     #[inline]
     pub(super) fn new(bits: u64) -> Hash {
         // A tag is never 0, which marks an empty lane.
@@ -74,11 +77,14 @@ impl Hash {
     }
 }
 
-/// What a search will most likely find: see `Index::first_guess`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a search will most likely find: see [`Index::first_guess`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guess(u32);
 
 impl Guess {
+    /// None: search.
+    pub const NONE: Guess = Guess(Reference::EMPTY);
+
     #[inline]
     pub(super) fn reference(self) -> Option<Reference> {
         (self.0 != Reference::EMPTY).then_some(Reference(self.0))

@@ -218,12 +218,25 @@ impl<'a, D: Driver> Round<'a, D> {
                 match error {
                     InsertError::Full => Verdict::Drop(DropReason::TableFull),
                     InsertError::Exists(entry) => match table.destination(DestinationId(entry.destination_id())) {
-                        Some(theirs) => self.inbound_present(frame, interface, parsed, entry, theirs),
+                        Some(theirs) => self.as_theirs(frame, interface, parsed, entry, theirs),
                         None => Verdict::Drop(DropReason::DestinationGone),
                     },
                 }
             }
         }
+    }
+
+    /// Another worker was faster with the same connection.
+    #[cold]
+    fn as_theirs<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+        destination: &Destination,
+    ) -> Verdict {
+        self.inbound_present(frame, interface, parsed, entry, destination)
     }
 
     /// One-packet scheduling: no entry, and replies are not translated.

@@ -9,33 +9,36 @@
 
 use super::driver::Driver;
 use super::round::{Round, Teller, Verdict};
-use crate::conn::{Direction, EntryRef, Hash, tcp};
+use crate::conn::{Direction, EntryRef, Guess, Hash, tcp};
 use crate::forward::{Outcome, icmp, masq, route, tunnel};
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{DropReason, Family, Frame, Mac, Parsed, Protocol};
+use crate::packet::{DropReason, Family, Frame, Mac, Parsed};
 use crate::service::Method;
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, NextHop, Reach};
 
 impl<D: Driver> Round<'_, D> {
     /// A packet of a flow.
-    #[inline]
+    #[inline(always)]
     pub(super) fn flow<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
         hash: Hash,
+        guess: Guess,
     ) -> Verdict {
         let connections = self.connections;
-        match connections.lookup(hash, &parsed.flow) {
-            Some(hit) if hit.direction == Direction::Reply => self.outbound(frame, interface, parsed, hit.entry),
-            Some(hit) => self.inbound(frame, interface, parsed, hit.entry),
+        match connections.lookup_guessed(hash, guess, &parsed.flow) {
+            Some(hit) if hit.direction == Direction::Forward => {
+                self.inbound(frame, interface, parsed, hit.entry)
+            }
+            Some(hit) => self.outbound(frame, interface, parsed, hit.entry),
             None => self.unknown(frame, interface, parsed),
         }
     }
 
     /// A client's packet of a known connection.
-    #[inline]
+    #[inline(always)]
     fn inbound<F: Frame>(
         &mut self,
         frame: &mut F,
@@ -43,15 +46,8 @@ impl<D: Driver> Round<'_, D> {
         parsed: &Parsed,
         entry: EntryRef<'_>,
     ) -> Verdict {
-        if parsed.flow.protocol == Protocol::TCP
-            && tcp::reusable(
-                entry.state(),
-                entry.method(),
-                parsed.tcp_flags,
-                self.table.sysctls.conn_reuse_mode,
-            )
-            && !entry.is_controlled()
-        {
+        // Packets of other protocols have no flags.
+        if tcp::may_create(parsed.tcp_flags) && self.begins_anew(parsed, entry) {
             self.forget(entry);
             return self.unknown(frame, interface, parsed);
         }
@@ -64,7 +60,14 @@ impl<D: Driver> Round<'_, D> {
         }
     }
 
-    #[inline]
+    /// A SYN on an old entry.
+    #[cold]
+    fn begins_anew(&self, parsed: &Parsed, entry: EntryRef<'_>) -> bool {
+        let mode = self.table.sysctls.conn_reuse_mode;
+        tcp::reusable(entry.state(), entry.method(), parsed.tcp_flags, mode) && !entry.is_controlled()
+    }
+
+    #[inline(always)]
     pub(super) fn inbound_present<F: Frame>(
         &mut self,
         frame: &mut F,
@@ -86,7 +89,7 @@ impl<D: Driver> Round<'_, D> {
     }
 
     /// The way back to the client is where its last frame came from.
-    #[inline]
+    #[inline(always)]
     fn note_hop<F: Frame>(&self, frame: &F, interface: InterfaceId, entry: EntryRef<'_>) {
         let from = frame.bytes()[6..]
             .first_chunk()
@@ -98,7 +101,7 @@ impl<D: Driver> Round<'_, D> {
     }
 
     /// Forwards a client's packet by `method`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send<F: Frame>(
         &mut self,
         frame: &mut F,
@@ -201,7 +204,7 @@ impl<D: Driver> Round<'_, D> {
     }
 
     /// A NAT destination's packet: back from the virtual service.
-    #[inline]
+    #[inline(never)]
     fn outbound<F: Frame>(
         &mut self,
         frame: &mut F,

@@ -6,6 +6,7 @@
 use super::counters::FrameCounts;
 use super::driver::Driver;
 use super::round::{Round, Teller, Verdict};
+use crate::conn::Guess;
 use crate::forward::fragment::{Datagram, Inserted, Reassembly, Splitter};
 use crate::forward::{Cut, Outcome, tunnel};
 use crate::packet::parse::{Fragment, Packet, parse};
@@ -55,7 +56,7 @@ impl<D: Driver> Round<'_, D> {
         let verdict = match parse(datagram.bytes(), datagram.offload()) {
             Ok(Packet::Flow(parsed)) => {
                 let hash = self.connections.hash(&parsed.flow);
-                self.flow(datagram, interface, &parsed, hash)
+                self.flow(datagram, interface, &parsed, hash, Guess::NONE)
             }
             Ok(Packet::IcmpError(parsed)) => self.related(datagram, interface, &parsed),
             Ok(Packet::Other) => Verdict::HandBack,

@@ -15,12 +15,29 @@ use super::counters::{FrameCounts, WorkerShared};
 use super::driver::{BATCH_MAX, Driver, Received};
 use super::pieces;
 use super::round::Round;
-use crate::conn::{ConnectionTable, Hash, Tick, TimeoutTable, WorkerId};
+use crate::conn::{ConnectionTable, Guess, Hash, Tick, TimeoutTable, WorkerId};
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
 use crate::packet::parse::{Packet, parse};
 use crate::packet::{DropReason, Frame};
 use crate::table::{Hops, Table};
+
+/// What the first passes found out about a frame.
+#[derive(Clone, Copy)]
+pub(super) struct Looked {
+    pub packet: Result<Packet, DropReason>,
+    /// Of a flow, with the entry that it most likely has.
+    pub hash: Hash,
+    pub guess: Guess,
+}
+
+impl Looked {
+    const NOTHING: Looked = Looked {
+        packet: Ok(Packet::Other),
+        hash: Hash::NONE,
+        guess: Guess::NONE,
+    };
+}
 
 /// The state of one worker between batches.
 pub struct Pipeline {
@@ -29,7 +46,7 @@ pub struct Pipeline {
     worker: WorkerId,
     counts: FrameCounts,
     published: FrameCounts,
-    parsed: Vec<(Result<Packet, DropReason>, Hash)>,
+    looked: Box<[Looked; BATCH_MAX]>,
     fragments: Reassembly,
     /// Of the table's `--set`; made anew when a new table comes.
     timeouts: TimeoutTable,
@@ -46,7 +63,7 @@ impl Pipeline {
             worker,
             counts: FrameCounts::default(),
             published: FrameCounts::default(),
-            parsed: Vec::with_capacity(BATCH_MAX),
+            looked: Box::new([Looked::NOTHING; BATCH_MAX]),
             fragments: Reassembly::new(),
             timeouts: TimeoutTable::default(),
             generation: 0,
@@ -54,8 +71,8 @@ impl Pipeline {
         }
     }
 
-    /// Decides about every frame of `batch` and gives it to the driver; `batch` is empty afterwards. `now_ns` is the time
-    /// since boot.
+    /// Decides about every frame of `batch` (at most [`BATCH_MAX`]) and gives it to the driver; `batch` is empty
+    /// afterwards. `now_ns` is the time since boot.
     pub fn process<D: Driver>(
         &mut self,
         driver: &mut D,
@@ -63,6 +80,7 @@ impl Pipeline {
         table: &Table,
         now_ns: u64,
     ) {
+        assert!(batch.len() <= BATCH_MAX, "a batch of {} frames", batch.len());
         self.follow(table);
         self.counts.received += batch.len() as u64;
         self.look(batch);
@@ -78,8 +96,8 @@ impl Pipeline {
             ids: &mut self.ids,
             driver,
         };
-        for (received, (packet, hash)) in batch.drain(..).zip(&self.parsed) {
-            round.one(received, packet, *hash, &mut self.fragments);
+        for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
+            round.one(received, looked, &mut self.fragments);
         }
         self.fragments.expire(now_ns);
         pieces::count_fragments(&mut self.counts, &mut self.fragments);
@@ -87,24 +105,18 @@ impl Pipeline {
     }
 
     /// Passes 1 and 2.
-    #[inline]
+    #[inline(always)]
     fn look<F: Frame>(&mut self, batch: &[Received<F>]) {
-        self.parsed.clear();
-        for received in batch {
-            let packet = parse(received.frame.bytes(), received.frame.offload());
-            let hash = match &packet {
-                Ok(Packet::Flow(parsed)) => {
-                    let hash = self.connections.hash(&parsed.flow);
-                    self.connections.prefetch_bucket(hash);
-                    hash
-                }
-                _ => Hash::default(),
-            };
-            self.parsed.push((packet, hash));
+        for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
+            looked.packet = parse(received.frame.bytes(), received.frame.offload());
+            if let Ok(Packet::Flow(parsed)) = &looked.packet {
+                looked.hash = self.connections.hash(&parsed.flow);
+                self.connections.prefetch_bucket(looked.hash);
+            }
         }
-        for (packet, hash) in &self.parsed {
-            if let Ok(Packet::Flow(_)) = packet {
-                self.connections.prefetch_entry(*hash);
+        for looked in &mut self.looked[..batch.len()] {
+            if let Ok(Packet::Flow(_)) = looked.packet {
+                looked.guess = self.connections.prefetch_entry(looked.hash);
             }
         }
     }

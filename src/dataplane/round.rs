@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use super::counters::FrameCounts;
 use super::driver::{Driver, Received};
 use super::pieces::Exit;
-use crate::conn::{ConnectionTable, Hash, Tick, TimeoutTable, WorkerId};
+use super::pipeline::Looked;
+use crate::conn::{ConnectionTable, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
@@ -45,39 +46,46 @@ pub(super) struct Round<'a, D: Driver> {
 
 impl<D: Driver> Round<'_, D> {
     /// Decides about a frame and carries it out.
-    #[inline]
-    pub fn one(
-        &mut self,
-        received: Received<D::Frame>,
-        packet: &Result<Packet, DropReason>,
-        hash: Hash,
-        fragments: &mut Reassembly,
-    ) {
+    #[inline(always)]
+    pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, fragments: &mut Reassembly) {
         let Received { mut frame, interface } = received;
-        let verdict = match packet {
-            Ok(Packet::Flow(parsed)) => {
-                let verdict = self.flow(&mut frame, interface, parsed, hash);
-                if matches!(verdict, Verdict::HandBack) {
+        let Ok(Packet::Flow(parsed)) = &looked.packet else {
+            return self.no_flow(frame, interface, &looked.packet, fragments);
+        };
+        match self.flow(&mut frame, interface, parsed, looked.hash, looked.guess) {
+            Verdict::Transmit(interface) => self.transmit(frame, interface),
+            verdict => {
+                if verdict == Verdict::HandBack {
                     make_fit_for_stack(&mut frame, parsed);
                 }
-                verdict
+                self.settle(frame, verdict);
             }
+        }
+    }
+
+    /// A frame that is not a packet of a flow.
+    #[cold]
+    fn no_flow(
+        &mut self,
+        mut frame: D::Frame,
+        interface: InterfaceId,
+        packet: &Result<Packet, DropReason>,
+        fragments: &mut Reassembly,
+    ) {
+        let verdict = match packet {
             Ok(Packet::Fragment(fragment)) => return self.fragment(frame, interface, fragment, fragments),
             Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
-            Ok(Packet::Other) => Verdict::HandBack,
+            Ok(Packet::Flow(_) | Packet::Other) => Verdict::HandBack,
             Err(reason) => Verdict::Drop(*reason),
         };
         self.settle(frame, verdict);
     }
 
     /// Carries a verdict out and counts it.
-    #[inline]
+    #[inline(never)]
     pub(super) fn settle(&mut self, frame: D::Frame, verdict: Verdict) {
         match verdict {
-            Verdict::Transmit(interface) => {
-                let sent = self.driver.transmit(interface, frame);
-                self.counts.transmit(sent);
-            }
+            Verdict::Transmit(interface) => self.transmit(frame, interface),
             Verdict::HandBack => {
                 let taken = self.driver.hand_back(frame);
                 self.counts.hand_back(taken);
@@ -94,9 +102,31 @@ impl<D: Driver> Round<'_, D> {
         }
     }
 
-    /// What a forwarding method said, as a verdict; the sender is told where that is due. `source` is who tells it.
-    #[inline]
+    #[inline(always)]
+    fn transmit(&mut self, frame: D::Frame, interface: InterfaceId) {
+        let sent = self.driver.transmit(interface, frame);
+        self.counts.transmit(sent);
+    }
+
+    /// What a forwarding method said, as a verdict; the sender is told where that is due. `teller` is who tells it.
+    #[inline(always)]
     pub fn conclude<F: Frame>(
+        &mut self,
+        frame: &F,
+        parsed: &Parsed,
+        interface: InterfaceId,
+        leaves_at: InterfaceId,
+        outcome: Outcome,
+        teller: Teller<'_>,
+    ) -> Verdict {
+        if outcome == Outcome::Ready {
+            return Verdict::Transmit(leaves_at);
+        }
+        self.conclude_otherwise(frame, parsed, interface, leaves_at, outcome, teller)
+    }
+
+    #[cold]
+    fn conclude_otherwise<F: Frame>(
         &mut self,
         frame: &F,
         parsed: &Parsed,

@@ -99,15 +99,16 @@ impl Limit {
     }
 }
 
-/// Whether a frame needs nothing but to be rewritten: TTL left, short enough, no padding, no options, not put together
-/// from fragments. [`admit`] would find the same, in more instructions.
+/// Whether a frame needs nothing but to be rewritten: TTL left, short enough, no options, not put together from
+/// fragments. Takes Ethernet padding off it. [`admit`] would do the same, in more instructions.
 #[inline(always)]
-fn is_simple<F: Frame>(frame: &F, parsed: &Parsed, limit: Limit) -> bool {
-    parsed.ttl > 1
+fn is_simple<F: Frame>(frame: &mut F, parsed: &Parsed, limit: Limit) -> bool {
+    let simple = parsed.ttl > 1
         && parsed.ip_len() <= limit.mtu as u32
         && parsed.is_plain()
-        && frame.bytes().len() == parsed.end as usize
-        && frame.reassembled().is_none()
+        && frame.reassembled().is_none();
+    // Every short packet from a wire has padding.
+    simple && (frame.bytes().len() == parsed.end as usize || frame.set_len(parsed.end as usize).is_ok())
 }
 
 /// Checks TTL and length, then makes the frame fit to be rewritten: Ethernet padding off, checksum finished,
