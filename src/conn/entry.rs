@@ -24,6 +24,39 @@ pub struct Hit<'t> {
     pub entry: EntryRef<'t>,
     /// Which of its keys the packet has.
     pub direction: Direction,
+    /// Its control word as the lookup saw it: one load for all that follows.
+    pub(super) seen: Control,
+}
+
+impl<'t> Hit<'t> {
+    /// An entry found otherwise.
+    #[inline]
+    pub fn of(entry: EntryRef<'t>, direction: Direction) -> Hit<'t> {
+        Hit {
+            entry,
+            direction,
+            seen: entry.control(),
+        }
+    }
+
+    /// Forwarding method of the entry.
+    #[inline(always)]
+    pub fn method(&self) -> Method {
+        self.seen.method()
+    }
+
+    /// As [`EntryRef::touch`].
+    #[inline(always)]
+    pub fn touch(&self, flags: TcpFlags, now: Tick, timeouts: &TimeoutTable) -> Option<StateChange> {
+        // Most packets by far: data and acknowledgements.
+        if self.seen.is_established_tcp() && tcp::is_plain(flags) {
+            let deadline = now.after(timeouts.ticks(State::Established));
+            if deadline.0.wrapping_sub(self.seen.deadline().0) < REFRESH_TICKS {
+                return None;
+            }
+        }
+        self.entry.touch_seen(self.seen, self.direction, flags, now, timeouts)
+    }
 }
 
 /// An entry of the table. Valid until the worker that got it says [`ConnectionTable::quiescent`] or
@@ -246,14 +279,20 @@ impl<'t> EntryRef<'t> {
         now: Tick,
         timeouts: &TimeoutTable,
     ) -> Option<StateChange> {
-        let control = self.control();
+        self.touch_seen(self.control(), direction, flags, now, timeouts)
+    }
+
+    #[inline(never)]
+    fn touch_seen(
+        &self,
+        control: Control,
+        direction: Direction,
+        flags: TcpFlags,
+        now: Tick,
+        timeouts: &TimeoutTable,
+    ) -> Option<StateChange> {
         let from = control.state();
-        // Most packets by far: data and acknowledgements.
-        let to = if control.is_established_tcp() && tcp::is_plain(flags) {
-            State::Established
-        } else {
-            from.next(control.protocol(), control.method(), direction, flags)
-        };
+        let to = from.next(control.protocol(), control.method(), direction, flags);
         let deadline = now.after(timeouts.ticks(to));
         if from == to && deadline.0.wrapping_sub(control.deadline().0) < REFRESH_TICKS {
             return None;

@@ -158,30 +158,31 @@ impl ConnectionTable {
         self.hit(self.find(hash, Kind::Connection, key)?)
     }
 
-    /// The same, with what [`prefetch_entry`](ConnectionTable::prefetch_entry) guessed: almost always right, and then
-    /// the index is not read again.
-    #[inline]
-    pub fn lookup_guessed(&self, hash: Hash, guess: Guess, key: &FlowKey) -> Option<Hit<'_>> {
-        if let Some(reference) = guess.reference() {
-            let key_bits = Control::key_bits(Kind::Connection, key);
-            if is_it(self.slots(), reference, key_bits, key) {
-                return self.hit(reference);
-            }
+    /// The same from what [`prefetch_entry`](ConnectionTable::prefetch_entry) guessed, without reading the index again.
+    /// Almost always right; `None` says only that a [`lookup`](ConnectionTable::lookup) is due.
+    #[inline(always)]
+    pub fn confirm(&self, guess: Guess, key: &FlowKey) -> Option<Hit<'_>> {
+        let reference = guess.reference()?;
+        let slot = self.slots().get(reference.slot() as usize)?;
+        let seen = Control(slot.words[CONTROL].load(Ordering::Relaxed));
+        if !seen.has_key_bits(Control::key_bits(Kind::Connection, key)) || !has_key(self.slots(), slot, reference, key)
+        {
+            return None;
         }
-        self.lookup_again(hash, key)
-    }
-
-    #[cold]
-    fn lookup_again(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
-        self.lookup(hash, key)
+        Some(Hit {
+            entry: EntryRef {
+                table: self,
+                slot,
+                number: reference.slot(),
+            },
+            direction: reference.direction(),
+            seen,
+        })
     }
 
     #[inline]
     fn hit(&self, reference: Reference) -> Option<Hit<'_>> {
-        Some(Hit {
-            entry: self.entry(reference.slot())?,
-            direction: reference.direction(),
-        })
+        Some(Hit::of(self.entry(reference.slot())?, reference.direction()))
     }
 
     /// The template of a service for a client: source = masked client, destination = virtual address (or the mark),
@@ -317,10 +318,14 @@ pub(super) fn is_it(slots: &[Slot], reference: Reference, key_bits: u64, key: &F
     let Some(slot) = slots.get(reference.slot() as usize) else {
         return false;
     };
+    let control = Control(slot.words[CONTROL].load(Ordering::Relaxed));
+    control.has_key_bits(key_bits) && has_key(slots, slot, reference, key)
+}
+
+/// The addresses and ports of the slot at this reference, in its direction, are the key's.
+#[inline(always)]
+fn has_key(slots: &[Slot], slot: &Slot, reference: Reference, key: &FlowKey) -> bool {
     let word = |n: usize| slot.words[n].load(Ordering::Relaxed);
-    if !Control(word(CONTROL)).has_key_bits(key_bits) {
-        return false;
-    }
     let direction = reference.direction();
     let shift = match direction {
         Direction::Forward => 32,

@@ -4,7 +4,7 @@ use super::driver::Driver;
 use super::flow::endpoint_of_destination;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::ticks_of_seconds;
-use crate::conn::{EntryRef, InsertError, NewConnection, NewTemplate, State, tcp};
+use crate::conn::{Direction, EntryRef, Hit, InsertError, NewConnection, NewTemplate, State, tcp};
 use crate::forward::icmp;
 use crate::packet::rewrite::Endpoint;
 use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol};
@@ -206,7 +206,7 @@ impl<'a, D: Driver> Round<'a, D> {
                 counters.count_connection();
                 counters.count_in(parsed.ip_len() as u64);
                 self.send(frame, interface, parsed, method, destination, || {
-                    endpoint_of_destination(&entry)
+                    endpoint_of_destination(&entry, parsed.flow.family)
                 })
             }
             Err(error) => {
@@ -236,7 +236,7 @@ impl<'a, D: Driver> Round<'a, D> {
         entry: EntryRef<'_>,
         destination: &Destination,
     ) -> Verdict {
-        self.inbound_present(frame, interface, parsed, entry, destination)
+        self.inbound_present(frame, interface, parsed, Hit::of(entry, Direction::Forward), destination)
     }
 
     /// One-packet scheduling: no entry, and replies are not translated.

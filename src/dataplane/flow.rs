@@ -9,7 +9,7 @@
 
 use super::driver::Driver;
 use super::round::{Round, Teller, Verdict};
-use crate::conn::{Direction, EntryRef, Guess, Hash, tcp};
+use crate::conn::{Direction, EntryRef, Guess, Hash, Hit, tcp};
 use crate::forward::{Outcome, icmp, masq, route, tunnel};
 use crate::packet::rewrite::Endpoint;
 use crate::packet::{DropReason, Family, Frame, Mac, Parsed};
@@ -27,13 +27,32 @@ impl<D: Driver> Round<'_, D> {
         hash: Hash,
         guess: Guess,
     ) -> Verdict {
-        let connections = self.connections;
-        match connections.lookup_guessed(hash, guess, &parsed.flow) {
-            Some(hit) if hit.direction == Direction::Forward => {
-                self.inbound(frame, interface, parsed, hit.entry)
-            }
-            Some(hit) => self.outbound(frame, interface, parsed, hit.entry),
+        match self.connections.confirm(guess, &parsed.flow) {
+            Some(hit) => self.known(frame, interface, parsed, hit),
+            None => self.search(frame, interface, parsed, hash),
+        }
+    }
+
+    /// The guess was wrong, or there was none.
+    #[inline(never)]
+    fn search<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hash: Hash) -> Verdict {
+        match self.connections.lookup(hash, &parsed.flow) {
+            Some(hit) => self.known(frame, interface, parsed, hit),
             None => self.unknown(frame, interface, parsed),
+        }
+    }
+
+    #[inline(always)]
+    fn known<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hit: Hit<'_>,
+    ) -> Verdict {
+        match hit.direction {
+            Direction::Forward => self.inbound(frame, interface, parsed, hit),
+            Direction::Reply => self.outbound(frame, interface, parsed, hit),
         }
     }
 
@@ -44,8 +63,9 @@ impl<D: Driver> Round<'_, D> {
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
-        entry: EntryRef<'_>,
+        hit: Hit<'_>,
     ) -> Verdict {
+        let entry = hit.entry;
         // Packets of other protocols have no flags.
         if tcp::may_create(parsed.tcp_flags) && self.begins_anew(parsed, entry) {
             self.forget(entry);
@@ -53,9 +73,7 @@ impl<D: Driver> Round<'_, D> {
         }
         let table = self.table;
         match table.destination(DestinationId(entry.destination_id())) {
-            Some(destination) if destination.present => {
-                self.inbound_present(frame, interface, parsed, entry, destination)
-            }
+            Some(destination) if destination.present => self.inbound_present(frame, interface, parsed, hit, destination),
             gone => self.destination_gone(frame, interface, parsed, entry, gone.is_some()),
         }
     }
@@ -73,18 +91,19 @@ impl<D: Driver> Round<'_, D> {
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
-        entry: EntryRef<'_>,
+        hit: Hit<'_>,
         destination: &Destination,
     ) -> Verdict {
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
-        if let Some(change) = entry.touch(Direction::Forward, parsed.tcp_flags, self.now, self.timeouts) {
-            destination.load.change(change.from.is_active(), change.to.is_active());
+        if let Some(change) = hit.touch(parsed.tcp_flags, self.now, self.timeouts) {
+            change.count_on(&destination.load);
         }
-        if entry.method() == Method::Masq {
-            self.note_hop(frame, interface, entry);
+        let method = hit.method();
+        if method == Method::Masq {
+            self.note_hop(frame, interface, hit.entry);
         }
-        self.send(frame, interface, parsed, entry.method(), destination, || {
-            endpoint_of_destination(&entry)
+        self.send(frame, interface, parsed, method, destination, || {
+            endpoint_of_destination(&hit.entry, parsed.flow.family)
         })
     }
 
@@ -210,16 +229,22 @@ impl<D: Driver> Round<'_, D> {
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
-        entry: EntryRef<'_>,
+        hit: Hit<'_>,
     ) -> Verdict {
+        let entry = hit.entry;
         let hop = self.client_hop(&entry);
         // The kernel's forwarding looks at the TTL before IPVS sees the packet.
         let outcome = if parsed.ttl <= 1 {
             Outcome::TtlExpired
         } else {
-            self.count_reply(parsed, &entry);
+            self.count_reply(parsed, &hit);
             match hop {
-                Some(hop) => masq::forward_out(frame, parsed, endpoint_of_service(&entry), &hop),
+                Some(hop) => masq::forward_out(
+                    frame,
+                    parsed,
+                    endpoint_of_service(&entry, parsed.flow.family),
+                    &hop,
+                ),
                 None => return self.reply_by_kernel(frame, interface, parsed, entry),
             }
         };
@@ -228,14 +253,14 @@ impl<D: Driver> Round<'_, D> {
     }
 
     #[inline]
-    fn count_reply(&self, parsed: &Parsed, entry: &EntryRef<'_>) {
-        let change = entry.touch(Direction::Reply, parsed.tcp_flags, self.now, self.timeouts);
-        let Some(destination) = self.table.destination(DestinationId(entry.destination_id())) else {
+    fn count_reply(&self, parsed: &Parsed, hit: &Hit<'_>) {
+        let change = hit.touch(parsed.tcp_flags, self.now, self.timeouts);
+        let Some(destination) = self.table.destination(DestinationId(hit.entry.destination_id())) else {
             return;
         };
         destination.counters[self.worker.0 as usize].count_out(parsed.ip_len() as u64);
         if let Some(change) = change {
-            destination.load.change(change.from.is_active(), change.to.is_active());
+            change.count_on(&destination.load);
         }
     }
 
@@ -268,17 +293,17 @@ impl<D: Driver> Round<'_, D> {
             destination: Mac::default(),
             mtu: u16::MAX,
         };
-        match masq::forward_out(frame, parsed, endpoint_of_service(&entry), &hop) {
+        match masq::forward_out(frame, parsed, endpoint_of_service(&entry, parsed.flow.family), &hop) {
             Outcome::Ready => Verdict::HandBack,
             outcome => self.conclude(frame, parsed, interface, interface, outcome, Teller::Director),
         }
     }
 }
 
-/// Where a NAT connection's packets to its destination go.
+/// Where a NAT connection's packets to its destination go; `family` is that of the connection.
 #[inline]
-pub(super) fn endpoint_of_destination(entry: &EntryRef<'_>) -> Endpoint {
-    match entry.family() {
+pub(super) fn endpoint_of_destination(entry: &EntryRef<'_>, family: Family) -> Endpoint {
+    match family {
         Family::V4 => Endpoint::v4(entry.destination_v4(), entry.destination_port()),
         Family::V6 => Endpoint::v6(entry.destination_v6(), entry.destination_port()),
     }
@@ -286,8 +311,8 @@ pub(super) fn endpoint_of_destination(entry: &EntryRef<'_>) -> Endpoint {
 
 /// Where a NAT connection's packets to its client come from.
 #[inline]
-pub(super) fn endpoint_of_service(entry: &EntryRef<'_>) -> Endpoint {
-    match entry.family() {
+pub(super) fn endpoint_of_service(entry: &EntryRef<'_>, family: Family) -> Endpoint {
+    match family {
         Family::V4 => Endpoint::v4(entry.virtual_v4(), entry.virtual_port()),
         Family::V6 => Endpoint::v6(entry.virtual_v6(), entry.virtual_port()),
     }

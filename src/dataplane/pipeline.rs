@@ -18,7 +18,7 @@ use super::round::Round;
 use crate::conn::{ConnectionTable, Guess, Hash, Tick, TimeoutTable, WorkerId};
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
-use crate::packet::parse::{Packet, parse};
+use crate::packet::parse::{Packet, parse_any, parse_common};
 use crate::packet::{DropReason, Frame};
 use crate::table::{Hops, Table};
 
@@ -26,12 +26,22 @@ use crate::table::{Hops, Table};
 #[derive(Clone, Copy)]
 pub(super) struct Looked {
     pub packet: Result<Packet, DropReason>,
-    /// Of a flow, with the entry that it most likely has.
+    /// Of a flow, with the entry that it most likely has. Of others anything.
     pub hash: Hash,
     pub guess: Guess,
 }
 
 impl Looked {
+    /// Any frame.
+    #[inline(never)]
+    fn look_closer<F: Frame>(&mut self, frame: &F, connections: &ConnectionTable) {
+        self.packet = parse_any(frame.bytes(), frame.offload());
+        if let Ok(Packet::Flow(parsed)) = &self.packet {
+            self.hash = connections.hash(&parsed.flow);
+            connections.prefetch_bucket(self.hash);
+        }
+    }
+
     const NOTHING: Looked = Looked {
         packet: Ok(Packet::Other),
         hash: Hash::NONE,
@@ -107,17 +117,19 @@ impl Pipeline {
     /// Passes 1 and 2.
     #[inline(always)]
     fn look<F: Frame>(&mut self, batch: &[Received<F>]) {
+        let connections = &*self.connections;
         for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
-            looked.packet = parse(received.frame.bytes(), received.frame.offload());
-            if let Ok(Packet::Flow(parsed)) = &looked.packet {
-                looked.hash = self.connections.hash(&parsed.flow);
-                self.connections.prefetch_bucket(looked.hash);
+            match parse_common(received.frame.bytes()) {
+                Some(parsed) => {
+                    looked.hash = connections.hash(&parsed.flow);
+                    connections.prefetch_bucket(looked.hash);
+                    looked.packet = Ok(Packet::Flow(parsed));
+                }
+                None => looked.look_closer(&received.frame, connections),
             }
         }
         for looked in &mut self.looked[..batch.len()] {
-            if let Ok(Packet::Flow(_)) = looked.packet {
-                looked.guess = self.connections.prefetch_entry(looked.hash);
-            }
+            looked.guess = connections.prefetch_entry(looked.hash);
         }
     }
 

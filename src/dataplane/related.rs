@@ -58,7 +58,7 @@ impl<'a, D: Driver> Round<'a, D> {
             return Verdict::Drop(DropReason::DestinationGone);
         };
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
-        let (method, endpoint) = (entry.method(), endpoint_of_destination(&entry));
+        let (method, endpoint) = (entry.method(), endpoint_of_destination(&entry, entry.family()));
         let Reach::Hop { hop, .. } = &destination.reach else {
             return self.send(frame, interface, parsed, method, destination, || endpoint);
         };
@@ -90,7 +90,7 @@ impl<'a, D: Driver> Round<'a, D> {
         if let Some(destination) = self.destination_of_entry(&entry) {
             destination.counters[self.worker.0 as usize].count_out(parsed.ip_len() as u64);
         }
-        let outcome = related::masq_out(frame, parsed, quote, endpoint_of_service(&entry), &hop);
+        let outcome = related::masq_out(frame, parsed, quote, endpoint_of_service(&entry, entry.family()), &hop);
         self.conclude(frame, parsed, interface, hop.interface, outcome, Teller::Director)
     }
 

@@ -8,7 +8,7 @@ use crate::packet::{ChecksumOffload, Frame, Parsed};
 use crate::table::NextHop;
 
 /// Client to destination: the packet gets the destination's address and port.
-#[inline]
+#[inline(always)]
 pub fn forward_in<F: Frame>(frame: &mut F, parsed: &Parsed, destination: Endpoint, hop: &NextHop) -> Outcome {
     forward(
         frame,

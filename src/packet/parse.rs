@@ -140,7 +140,7 @@ pub fn parse(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
 /// The common case in a straight line: TCP or UDP over IPv4 without options, nothing wrong with it. `None` says only that
 /// [`parse_any`], which would say the same of such frames, has to look.
 #[inline(always)]
-fn parse_common(bytes: &[u8]) -> Option<Parsed> {
+pub fn parse_common(bytes: &[u8]) -> Option<Parsed> {
     const L3: usize = ETHERNET_HEADER_LEN;
     const L4: usize = L3 + IPV4_HEADER_LEN;
     let header: &[u8; L4] = bytes.first_chunk()?;
@@ -178,7 +178,7 @@ fn parse_common(bytes: &[u8]) -> Option<Parsed> {
 
 /// Everything else, and every verdict other than "a flow".
 #[inline(never)]
-fn parse_any(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
+pub fn parse_any(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
     let ethernet = Ethernet2HeaderSlice::from_slice(bytes).map_err(|_| DropReason::Truncated)?;
     match ethernet.ether_type() {
         ether_type::IPV4 => parse_ipv4(bytes, offload),

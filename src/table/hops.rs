@@ -22,13 +22,13 @@ impl HopId {
 #[derive(Debug)]
 pub struct Hops {
     /// `1 << 63 | interface << 48 | link address`; 0 = free. Number 0 stays free.
-    slots: Box<[AtomicU64]>,
+    slots: Box<[AtomicU64; Hops::CAPACITY]>,
 }
 
 impl Default for Hops {
     fn default() -> Self {
         Hops {
-            slots: (0..Hops::CAPACITY).map(|_| AtomicU64::new(0)).collect(),
+            slots: Box::new([const { AtomicU64::new(0) }; Hops::CAPACITY]),
         }
     }
 }
@@ -80,7 +80,8 @@ impl Hops {
 #[inline]
 fn pack(interface: InterfaceId, mac: Mac) -> u64 {
     let m = mac.0;
-    Hops::USED | u64::from_be_bytes([0, interface.0, m[0], m[1], m[2], m[3], m[4], m[5]])
+    let address = u64::from_be_bytes([m[0], m[1], m[2], m[3], m[4], m[5], 0, 0]) >> 16;
+    Hops::USED | (interface.0 as u64) << 48 | address
 }
 
 #[cfg(test)]
