@@ -52,7 +52,14 @@ impl Setup {
         let mode = if mode == Mode::Tunnel { "ipip" } else { mode.name() };
         let mut command = self.pinned(self.floor.as_deref()?);
         // Batches of 64, prefetching, huge pages.
-        command.args([mode, &connections.to_string(), "64", "1", "1", &self.packets.to_string()]);
+        command.args([
+            mode,
+            &connections.to_string(),
+            "64",
+            "1",
+            "1",
+            &self.packets.to_string(),
+        ]);
         let output = output(&mut command);
         let number = output.split(" ns/pkt").next()?.rsplit(' ').next()?;
         Some(number.parse().expect("the floor prints ns/pkt"))

@@ -149,10 +149,7 @@ fn one_run(mode: Mode, connections: u32, packets: u64) {
             counted += 1;
         }
     }
-    assert_eq!(
-        world.transmitted() - before,
-        (batches + batches / 5) * BATCH_MAX as u64
-    );
+    assert_eq!(world.transmitted() - before, (batches + batches / 5) * BATCH_MAX as u64);
     let ns = spent as f64 / (counted.max(1) * BATCH_MAX as u64) as f64;
     println!("{ns} {}", world.bytes_per_connection());
 }

@@ -92,7 +92,9 @@ impl World {
     fn insert(&mut self, client: u32) {
         let flow = flow(client);
         let id = client % DESTINATIONS;
-        let destination = self.table.destinations[id as usize].as_ref().expect("made with the table");
+        let destination = self.table.destinations[id as usize]
+            .as_ref()
+            .expect("made with the table");
         destination.load.add(true, 0);
         let new = NewConnection {
             flow,
@@ -273,17 +275,17 @@ pub struct BenchFrame {
 }
 
 impl Frame for BenchFrame {
-    #[inline]
+    #[inline(always)]
     fn bytes(&self) -> &[u8] {
         &self.chunk[self.start as usize..][..self.len as usize]
     }
 
-    #[inline]
+    #[inline(always)]
     fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.chunk[self.start as usize..][..self.len as usize]
     }
 
-    #[inline]
+    #[inline(always)]
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
         if n > self.start as usize {
             return Err(NoRoom);
@@ -293,14 +295,14 @@ impl Frame for BenchFrame {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn shrink_front(&mut self, n: usize) {
         assert!(n <= self.len as usize, "a frame of {} bytes", self.len);
         self.start += n as u32;
         self.len -= n as u32;
     }
 
-    #[inline]
+    #[inline(always)]
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
         if self.start as usize + len > CHUNK {
             return Err(NoRoom);
@@ -310,7 +312,7 @@ impl Frame for BenchFrame {
     }
 
     /// Nothing is known of the checksum, as with AF_XDP: the data plane has to look.
-    #[inline]
+    #[inline(always)]
     fn offload(&self) -> Offload {
         Offload::default()
     }
@@ -385,7 +387,7 @@ impl Driver for BenchDriver {
         self.free.pop_front()
     }
 
-    #[inline]
+    #[inline(always)]
     fn transmit(&mut self, _: InterfaceId, frame: BenchFrame) -> bool {
         self.sent.push(frame);
         true

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering;
 
-use super::entries::Slot;
+use super::entries::{SLOT_BYTES, Slot};
 use super::layout::{
     ADDRESSES, CONTROL, Control, Direction, FWMARK, Kind, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_FWMARK, TEMPLATE,
     runtime_word,
@@ -45,15 +45,19 @@ impl<'t> Hit<'t> {
         self.seen.method()
     }
 
+    /// The deadline of an entry that stays in its state is to be written again: see [`EntryRef::touch`].
+    #[inline(always)]
+    pub fn is_due(&self, now: Tick, timeouts: &TimeoutTable) -> bool {
+        let deadline = now.after(timeouts.ticks_of_bits(self.seen.state_bits()));
+        deadline.0.wrapping_sub(self.seen.deadline().0) >= REFRESH_TICKS
+    }
+
     /// As [`EntryRef::touch`].
     #[inline(always)]
     pub fn touch(&self, flags: TcpFlags, now: Tick, timeouts: &TimeoutTable) -> Option<StateChange> {
         // Most packets by far: data and acknowledgements.
-        if self.seen.is_established_tcp() && tcp::is_plain(flags) {
-            let deadline = now.after(timeouts.ticks(State::Established));
-            if deadline.0.wrapping_sub(self.seen.deadline().0) < REFRESH_TICKS {
-                return None;
-            }
+        if self.seen.is_established_tcp() && tcp::is_plain(flags) && !self.is_due(now, timeouts) {
+            return None;
         }
         self.entry.touch_seen(self.seen, self.direction, flags, now, timeouts)
     }
@@ -65,7 +69,6 @@ impl<'t> Hit<'t> {
 pub struct EntryRef<'t> {
     pub(super) table: &'t ConnectionTable,
     pub(super) slot: &'t Slot,
-    pub(super) number: u32,
 }
 
 impl<'t> EntryRef<'t> {
@@ -82,7 +85,8 @@ impl<'t> EntryRef<'t> {
     /// Its slot: names the entry as long as it lives.
     #[inline]
     pub fn number(&self) -> u32 {
-        self.number
+        let start = self.table.slots().as_ptr().addr();
+        ((std::ptr::from_ref(self.slot).addr() - start) / SLOT_BYTES) as u32
     }
 
     /// Nobody has retired it yet.
@@ -214,7 +218,7 @@ impl<'t> EntryRef<'t> {
     /// Destination address when it is IPv6.
     #[inline]
     pub fn destination_v6(&self) -> u128 {
-        let tail = &self.table.slots()[self.number as usize + 1];
+        let tail = &self.table.slots()[self.number() as usize + 1];
         let word = |n: usize| tail.words[n].load(Ordering::Relaxed) as u128;
         word(TAIL_DESTINATION) << 64 | word(TAIL_DESTINATION + 1)
     }
@@ -248,7 +252,7 @@ impl<'t> EntryRef<'t> {
     pub fn fwmark(&self) -> u32 {
         let control = self.control();
         if control.is_wide() {
-            self.table.slots()[self.number as usize + 1].words[TAIL_FWMARK].load(Ordering::Relaxed) as u32
+            self.table.slots()[self.number() as usize + 1].words[TAIL_FWMARK].load(Ordering::Relaxed) as u32
         } else {
             self.word(FWMARK) as u32
         }
@@ -284,7 +288,7 @@ impl<'t> EntryRef<'t> {
 
     #[inline(never)]
     fn touch_seen(
-        &self,
+        self,
         control: Control,
         direction: Direction,
         flags: TcpFlags,
@@ -297,7 +301,7 @@ impl<'t> EntryRef<'t> {
         if from == to && deadline.0.wrapping_sub(control.deadline().0) < REFRESH_TICKS {
             return None;
         }
-        self.table.write_touch(self, control, |state| {
+        self.table.write_touch(&self, control, |state| {
             let to = state.next(control.protocol(), control.method(), direction, flags);
             (to, now.after(timeouts.ticks(to)))
         })
@@ -322,7 +326,7 @@ impl<'t> EntryRef<'t> {
     /// A copy with the control word that it had when it was retired.
     pub(super) fn read_as(&self, kind: Kind, control: Control) -> Connection {
         Connection {
-            number: self.number,
+            number: self.number(),
             kind,
             protocol: control.protocol(),
             method: control.method(),
@@ -351,7 +355,7 @@ impl std::fmt::Debug for EntryRef<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.read() {
             Some(connection) => connection.fmt(f),
-            None => write!(f, "retired entry {}", self.number),
+            None => write!(f, "retired entry {}", self.number()),
         }
     }
 }

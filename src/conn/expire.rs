@@ -147,12 +147,12 @@ impl ConnectionTable {
             }
         };
         let connection = entry.read_as(kind, seen);
-        self.chunk_of(entry.number).count_half_open(seen.state(), State::None);
+        self.chunk_of(entry.number()).count_half_open(seen.state(), State::None);
         if kind == Kind::Connection {
             self.control_one_less(entry.slot.words[TEMPLATE].load(Ordering::Relaxed));
         }
         self.slots.put_in_limbo(seen.is_wide());
-        self.push_retired(entry.number, seen.is_wide());
+        self.push_retired(entry.number(), seen.is_wide());
         Some(connection)
     }
 
@@ -227,8 +227,8 @@ impl ConnectionTable {
     fn unlink_one(&self, entry: EntryRef<'_>, control: Control) -> bool {
         let Some(kind) = control.kind_before() else { return true };
         let hash = self.hash_as(kind, &entry.flow());
-        let forward = Reference::new(entry.number, Direction::Forward);
-        let reply = Reference::new(entry.number, Direction::Reply);
+        let forward = Reference::new(entry.number(), Direction::Forward);
+        let reply = Reference::new(entry.number(), Direction::Reply);
         self.index.remove(hash, forward)
             && reply_key(entry, control).is_none_or(|key| self.index.remove(self.hash(&key), reply))
     }
@@ -281,7 +281,7 @@ impl EntryRef<'_> {
     /// What a connection that this template controls keeps.
     pub(super) fn control_word(&self) -> u64 {
         let generation = self.slot.words[TEMPLATE].load(Ordering::Relaxed) >> 32;
-        generation << 32 | (self.number as u64 + 1)
+        generation << 32 | (self.number() as u64 + 1)
     }
 
     /// This template controls one connection more.

@@ -85,6 +85,17 @@ impl Guess {
     /// None: search.
     pub const NONE: Guess = Guess(Reference::EMPTY);
 
+    /// Beyond all slots when there is no guess.
+    #[inline(always)]
+    pub(super) fn slot(self) -> u32 {
+        (self.0 >> 1).wrapping_sub(1)
+    }
+
+    #[inline(always)]
+    pub(super) fn direction(self) -> Direction {
+        Reference(self.0).direction()
+    }
+
     #[inline]
     pub(super) fn reference(self) -> Option<Reference> {
         (self.0 != Reference::EMPTY).then_some(Reference(self.0))

@@ -224,7 +224,7 @@ impl ConnectionTable {
     /// Makes a NAT connection findable by its replies. `false`: no room in the index.
     pub(super) fn link_reply(&self, entry: EntryRef<'_>, hash: Hash, key: &FlowKey) -> bool {
         let key_bits = Control::key_bits(Kind::Connection, key);
-        let reference = Reference::new(entry.number, Direction::Reply);
+        let reference = Reference::new(entry.number(), Direction::Reply);
         let is_same = |r: Reference| r.direction() == Direction::Reply && self.is_it(r, key_bits, key);
         self.index.insert_newest(hash, reference, is_same).is_ok()
     }
@@ -233,7 +233,8 @@ impl ConnectionTable {
     #[cold]
     fn take_back(&self, worker: usize, entry: EntryRef<'_>) -> InsertError<'static> {
         self.slots.count_inserted(worker);
-        self.chunk_of(entry.number).count_half_open(State::None, entry.state());
+        self.chunk_of(entry.number())
+            .count_half_open(State::None, entry.state());
         // Whoever retires it first does all there is to do; its template is given back by the caller.
         entry.slot.words[TEMPLATE].store(0, Ordering::Relaxed);
         let _retired_here_or_elsewhere = self.retire(entry, |_| true);
@@ -250,7 +251,7 @@ impl ConnectionTable {
             ports_word(flow.source_port(), flow.destination_port(), draft.destination.port),
         );
         set(TEMPLATE, draft.template);
-        let tail = self.slots().get(entry.number as usize + 1).filter(|_| wide);
+        let tail = self.slots().get(entry.number() as usize + 1).filter(|_| wide);
         let Some(tail) = tail else {
             let destination = match draft.destination.address {
                 IpAddr::V4(v4) => v4.to_bits() as u64,
@@ -324,7 +325,7 @@ impl ConnectionTable {
                 self.live_in(chunk, |entry| {
                     let control = entry.control();
                     if control.kind() == Some(Kind::Connection) && control.state().is_half_open() {
-                        keep_oldest(oldest, (control.deadline(), entry.number));
+                        keep_oldest(oldest, (control.deadline(), entry.number()));
                     }
                 });
             }

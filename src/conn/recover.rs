@@ -134,21 +134,22 @@ impl ConnectionTable {
         let flow = entry.flow();
         let hash = self.hash_as(kind, &flow);
         let key_bits = Control::key_bits(kind, &flow);
-        let forward = Reference::new(entry.number, Direction::Forward);
+        let forward = Reference::new(entry.number(), Direction::Forward);
         let is_same = |r| self.is_it(r, key_bits, &flow);
         if self.index.insert_unique(hash, forward, is_same, || ()).is_err() {
             return false;
         }
         let reply = reply_key(entry, control).map(|key| (self.hash(&key), key));
         let linked = reply.is_none_or(|(hash, key)| self.link_reply(entry, hash, &key));
-        if !linked || !self.slots.claim(entry.number, wide) {
+        if !linked || !self.slots.claim(entry.number(), wide) {
             self.index.remove(hash, forward);
             if let Some((hash, _)) = reply {
-                self.index.remove(hash, Reference::new(entry.number, Direction::Reply));
+                self.index
+                    .remove(hash, Reference::new(entry.number(), Direction::Reply));
             }
             return false;
         }
-        let chunk = self.chunk_of(entry.number);
+        let chunk = self.chunk_of(entry.number());
         chunk.count_half_open(State::None, control.state());
         chunk.expires_at(control.deadline());
         true

@@ -170,11 +170,7 @@ impl ConnectionTable {
             return None;
         }
         Some(Hit {
-            entry: EntryRef {
-                table: self,
-                slot,
-                number: reference.slot(),
-            },
+            entry: EntryRef { table: self, slot },
             direction: reference.direction(),
             seen,
         })
@@ -207,11 +203,7 @@ impl ConnectionTable {
     #[inline]
     pub(super) fn entry(&self, number: u32) -> Option<EntryRef<'_>> {
         let slot = self.slots().get(number as usize)?;
-        Some(EntryRef {
-            table: self,
-            slot,
-            number,
-        })
+        Some(EntryRef { table: self, slot })
     }
 
     /// The worker holds nothing that it looked up before. Once a batch.
@@ -279,10 +271,10 @@ impl ConnectionTable {
             match word.compare_exchange(seen.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
                     if deadline < seen.deadline() {
-                        self.chunk_of(entry.number).expires_at(deadline);
+                        self.chunk_of(entry.number()).expires_at(deadline);
                     }
                     let from = seen.state();
-                    self.chunk_of(entry.number).count_half_open(from, to);
+                    self.chunk_of(entry.number()).count_half_open(from, to);
                     return (from != to).then_some(StateChange { from, to });
                 }
                 Err(now) => seen = Control(now),

@@ -236,7 +236,13 @@ impl<'a, D: Driver> Round<'a, D> {
         entry: EntryRef<'_>,
         destination: &Destination,
     ) -> Verdict {
-        self.inbound_present(frame, interface, parsed, Hit::of(entry, Direction::Forward), destination)
+        self.inbound_present(
+            frame,
+            interface,
+            parsed,
+            Hit::of(entry, Direction::Forward),
+            destination,
+        )
     }
 
     /// One-packet scheduling: no entry, and replies are not translated.

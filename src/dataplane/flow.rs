@@ -43,13 +43,7 @@ impl<D: Driver> Round<'_, D> {
     }
 
     #[inline(always)]
-    fn known<F: Frame>(
-        &mut self,
-        frame: &mut F,
-        interface: InterfaceId,
-        parsed: &Parsed,
-        hit: Hit<'_>,
-    ) -> Verdict {
+    fn known<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
         match hit.direction {
             Direction::Forward => self.inbound(frame, interface, parsed, hit),
             Direction::Reply => self.outbound(frame, interface, parsed, hit),
@@ -58,13 +52,7 @@ impl<D: Driver> Round<'_, D> {
 
     /// A client's packet of a known connection.
     #[inline(always)]
-    fn inbound<F: Frame>(
-        &mut self,
-        frame: &mut F,
-        interface: InterfaceId,
-        parsed: &Parsed,
-        hit: Hit<'_>,
-    ) -> Verdict {
+    fn inbound<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
         let entry = hit.entry;
         // Packets of other protocols have no flags.
         if tcp::may_create(parsed.tcp_flags) && self.begins_anew(parsed, entry) {
@@ -73,7 +61,9 @@ impl<D: Driver> Round<'_, D> {
         }
         let table = self.table;
         match table.destination(DestinationId(entry.destination_id())) {
-            Some(destination) if destination.present => self.inbound_present(frame, interface, parsed, hit, destination),
+            Some(destination) if destination.present => {
+                self.inbound_present(frame, interface, parsed, hit, destination)
+            }
             gone => self.destination_gone(frame, interface, parsed, entry, gone.is_some()),
         }
     }
@@ -138,7 +128,7 @@ impl<D: Driver> Round<'_, D> {
             Method::Masq => masq::forward_in(frame, parsed, endpoint(), hop),
             Method::Tunnel => {
                 let outer = tunnel::Outer {
-                    hop: *hop,
+                    hop,
                     source: *source,
                     destination: destination.key.address,
                     tunnel: destination.tunnel,
@@ -224,13 +214,7 @@ impl<D: Driver> Round<'_, D> {
 
     /// A NAT destination's packet: back from the virtual service.
     #[inline(never)]
-    fn outbound<F: Frame>(
-        &mut self,
-        frame: &mut F,
-        interface: InterfaceId,
-        parsed: &Parsed,
-        hit: Hit<'_>,
-    ) -> Verdict {
+    fn outbound<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
         let entry = hit.entry;
         let hop = self.client_hop(&entry);
         // The kernel's forwarding looks at the TTL before IPVS sees the packet.
@@ -239,12 +223,7 @@ impl<D: Driver> Round<'_, D> {
         } else {
             self.count_reply(parsed, &hit);
             match hop {
-                Some(hop) => masq::forward_out(
-                    frame,
-                    parsed,
-                    endpoint_of_service(&entry, parsed.flow.family),
-                    &hop,
-                ),
+                Some(hop) => masq::forward_out(frame, parsed, endpoint_of_service(&entry, parsed.flow.family), &hop),
                 None => return self.reply_by_kernel(frame, interface, parsed, entry),
             }
         };

@@ -1,6 +1,6 @@
 //! The batch pipeline (no I/O), the worker loop, the driver trait, counters.
 //!
-//! [`pipeline`] runs a batch through its passes; what happens to a frame is decided in `flow` (connections known),
+//! [`pipeline`] runs a batch through its passes; what happens to a frame is decided in `express` and `flow` (connections known),
 //! `begin` (new ones), `related` (ICMP errors about them) and `pieces` (fragments), and carried out in `round`.
 //! [`worker`] runs the pipeline on one pinned thread over a [`driver::Driver`]; [`counters`] says afterwards where every
 //! frame went.
@@ -8,6 +8,7 @@
 mod begin;
 pub mod counters;
 pub mod driver;
+mod express;
 mod flow;
 mod pieces;
 pub mod pipeline;

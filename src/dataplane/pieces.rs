@@ -146,7 +146,7 @@ impl<D: Driver> Round<'_, D> {
         frame: &F,
         interface: InterfaceId,
         parsed: &Parsed,
-        outer: &tunnel::Outer,
+        outer: &tunnel::Outer<'_>,
         destination: &Destination,
     ) -> Verdict {
         let Some(segmentation) = frame.offload().segmentation else {
@@ -184,7 +184,7 @@ impl<D: Driver> Round<'_, D> {
         header: &[u8],
         payload: &[u8],
         interface: InterfaceId,
-        outer: &tunnel::Outer,
+        outer: &tunnel::Outer<'_>,
         destination: &Destination,
     ) {
         let teller = Teller::Service(Some(destination));

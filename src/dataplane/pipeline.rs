@@ -4,8 +4,8 @@
 //!
 //! 1. parse every frame, hash its flow, prefetch the bucket of the index;
 //! 2. prefetch the entries that the buckets point to;
-//! 3. look up, decide and rewrite: `flow` for connections known, `begin` for new ones, `related` for ICMP
-//!    errors about them, `pieces` for fragments.
+//! 3. look up, decide and rewrite: `express` for most packets, `flow` for all of connections known, `begin` for new ones,
+//!    `related` for ICMP errors about them, `pieces` for fragments.
 //!
 //! Each frame ends as one verdict, carried out and counted in one place: `Round::settle`.
 
@@ -15,7 +15,7 @@ use super::counters::{FrameCounts, WorkerShared};
 use super::driver::{BATCH_MAX, Driver, Received};
 use super::pieces;
 use super::round::Round;
-use crate::conn::{ConnectionTable, Guess, Hash, Tick, TimeoutTable, WorkerId};
+use crate::conn::{ConnectionTable, Guess, Hash, Steady, Tick, TimeoutTable, WorkerId};
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
 use crate::packet::parse::{Packet, parse_any, parse_common};
@@ -29,12 +29,15 @@ pub(super) struct Looked {
     /// Of a flow, with the entry that it most likely has. Of others anything.
     pub hash: Hash,
     pub guess: Guess,
+    /// The state in which it may take the short way.
+    pub steady: Steady,
 }
 
 impl Looked {
     /// Any frame.
     #[inline(never)]
     fn look_closer<F: Frame>(&mut self, frame: &F, connections: &ConnectionTable) {
+        self.steady = Steady::NONE;
         self.packet = parse_any(frame.bytes(), frame.offload());
         if let Ok(Packet::Flow(parsed)) = &self.packet {
             self.hash = connections.hash(&parsed.flow);
@@ -46,6 +49,7 @@ impl Looked {
         packet: Ok(Packet::Other),
         hash: Hash::NONE,
         guess: Guess::NONE,
+        steady: Steady::NONE,
     };
 }
 
@@ -62,6 +66,7 @@ pub struct Pipeline {
     timeouts: TimeoutTable,
     generation: u64,
     ids: Identifications,
+    long_way_only: bool,
 }
 
 impl Pipeline {
@@ -78,6 +83,15 @@ impl Pipeline {
             timeouts: TimeoutTable::default(),
             generation: 0,
             ids: Identifications::new(0),
+            long_way_only: false,
+        }
+    }
+
+    /// The same without the short way, which must make no difference: for tests of that.
+    pub fn long_way_only(self) -> Pipeline {
+        Pipeline {
+            long_way_only: true,
+            ..self
         }
     }
 
@@ -123,6 +137,7 @@ impl Pipeline {
                 Some(parsed) => {
                     looked.hash = connections.hash(&parsed.flow);
                     connections.prefetch_bucket(looked.hash);
+                    looked.steady = Steady::of(parsed.tcp_flags);
                     looked.packet = Ok(Packet::Flow(parsed));
                 }
                 None => looked.look_closer(&received.frame, connections),
@@ -130,6 +145,9 @@ impl Pipeline {
         }
         for looked in &mut self.looked[..batch.len()] {
             looked.guess = connections.prefetch_entry(looked.hash);
+        }
+        if self.long_way_only {
+            self.looked.iter_mut().for_each(|looked| looked.steady = Steady::NONE);
         }
     }
 

@@ -49,33 +49,26 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, fragments: &mut Reassembly) {
         let Received { mut frame, interface } = received;
-        let Ok(Packet::Flow(parsed)) = &looked.packet else {
-            return self.no_flow(frame, interface, &looked.packet, fragments);
-        };
-        match self.flow(&mut frame, interface, parsed, looked.hash, looked.guess) {
-            Verdict::Transmit(interface) => self.transmit(frame, interface),
-            verdict => {
-                if verdict == Verdict::HandBack {
-                    make_fit_for_stack(&mut frame, parsed);
-                }
-                self.settle(frame, verdict);
-            }
+        match self.express(&mut frame, interface, looked) {
+            Some(exit) => self.transmit(frame, exit),
+            None => self.long_way(frame, interface, looked, fragments),
         }
     }
 
-    /// A frame that is not a packet of a flow.
-    #[cold]
-    fn no_flow(
-        &mut self,
-        mut frame: D::Frame,
-        interface: InterfaceId,
-        packet: &Result<Packet, DropReason>,
-        fragments: &mut Reassembly,
-    ) {
-        let verdict = match packet {
+    /// Any frame.
+    #[inline(never)]
+    fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
+        let verdict = match &looked.packet {
+            Ok(Packet::Flow(parsed)) => {
+                let verdict = self.flow(&mut frame, interface, parsed, looked.hash, looked.guess);
+                if verdict == Verdict::HandBack {
+                    make_fit_for_stack(&mut frame, parsed);
+                }
+                verdict
+            }
             Ok(Packet::Fragment(fragment)) => return self.fragment(frame, interface, fragment, fragments),
             Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
-            Ok(Packet::Flow(_) | Packet::Other) => Verdict::HandBack,
+            Ok(Packet::Other) => Verdict::HandBack,
             Err(reason) => Verdict::Drop(*reason),
         };
         self.settle(frame, verdict);

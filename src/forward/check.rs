@@ -67,7 +67,7 @@ fn check_flow(bytes: &[u8], parsed: &Parsed) {
     let tunnel = |destination: IpAddr, kind, checksum, mtu| {
         move |frame: &mut VecFrame| {
             let outer = tunnel::Outer {
-                hop: hop(mtu),
+                hop: &hop(mtu),
                 source: destination,
                 destination,
                 tunnel: Tunnel {

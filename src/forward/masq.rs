@@ -31,16 +31,32 @@ fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, side: Side, limit: Limit, t
     if is_simple(frame, parsed, limit) {
         let checksum = frame.offload().checksum;
         let bytes = frame.bytes_mut();
-        if !rewrite::translate_common(bytes, parsed, side, to, checksum) {
-            if checksum == ChecksumOffload::Unknown {
-                rewrite::finish(bytes, parsed);
-            }
-            rewrite::translate(bytes, parsed, side, to, checksum);
+        if checksum == ChecksumOffload::Unknown {
+            rewrite::finish(bytes, parsed);
         }
+        rewrite::translate(bytes, parsed, side, to, checksum);
         rewrite::set_link(bytes, hop.source, hop.destination);
         return Outcome::Ready;
     }
     forward_any(frame, parsed, side, limit, to, hop)
+}
+
+/// The same of a packet that needs nothing but to be rewritten and [`rewrite::is_common`]. `false`: it is not as common as
+/// that; nothing was written.
+#[inline(always)]
+pub fn rewrite_common(
+    bytes: &mut [u8],
+    parsed: &Parsed,
+    side: Side,
+    to: Endpoint,
+    checksum: ChecksumOffload,
+    hop: &NextHop,
+) -> bool {
+    let done = rewrite::translate_common(bytes, parsed, side, to, checksum);
+    if done {
+        rewrite::set_link(bytes, hop.source, hop.destination);
+    }
+    done
 }
 
 /// Any frame.

@@ -103,10 +103,8 @@ impl Limit {
 /// fragments. Takes Ethernet padding off it. [`admit`] would do the same, in more instructions.
 #[inline(always)]
 fn is_simple<F: Frame>(frame: &mut F, parsed: &Parsed, limit: Limit) -> bool {
-    let simple = parsed.ttl > 1
-        && parsed.ip_len() <= limit.mtu as u32
-        && parsed.is_plain()
-        && frame.reassembled().is_none();
+    let simple =
+        parsed.ttl > 1 && parsed.ip_len() <= limit.mtu as u32 && parsed.is_plain() && frame.reassembled().is_none();
     // Every short packet from a wire has padding.
     simple && (frame.bytes().len() == parsed.end as usize || frame.set_len(parsed.end as usize).is_ok())
 }

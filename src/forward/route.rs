@@ -24,6 +24,17 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, hop: &NextHop) -> Outco
     Outcome::Ready
 }
 
+/// The same of a packet that needs nothing but to be rewritten and [`rewrite::is_common`]. `false`: it is not as common as
+/// that; nothing was written.
+#[inline(always)]
+pub fn rewrite_common(bytes: &mut [u8], parsed: &Parsed, checksum: ChecksumOffload, hop: &NextHop) -> bool {
+    let done = rewrite::decrement_ttl_common(bytes, parsed, checksum);
+    if done {
+        rewrite::set_link(bytes, hop.source, hop.destination);
+    }
+    done
+}
+
 /// Any frame.
 #[cold]
 fn forward_any<F: Frame>(frame: &mut F, parsed: &Parsed, limit: Limit, hop: &NextHop) -> Outcome {

@@ -11,7 +11,7 @@ use crate::packet::{Endpoint, Mac, Protocol, Reassembled, Segmentation, checksum
 use crate::service::{Tunnel, TunnelChecksum, TunnelKind};
 use crate::table::{InterfaceId, NextHop};
 
-fn hop(mtu: u16) -> NextHop {
+const fn hop(mtu: u16) -> NextHop {
     NextHop {
         interface: InterfaceId(1),
         source: Mac([2, 0, 0, 0, 0, 0xd1]),
@@ -41,7 +41,9 @@ fn sized(family: Family, len: usize, dont_fragment: bool) -> TestFrame {
     TestFrame::new(&bytes, 70_000)
 }
 
-fn outer(destination: &str, kind: TunnelKind, checksum: TunnelChecksum) -> Outer {
+const HOP: NextHop = hop(1500);
+
+fn outer(destination: &str, kind: TunnelKind, checksum: TunnelChecksum) -> Outer<'static> {
     let destination: IpAddr = destination.parse().unwrap();
     let source = if destination.is_ipv4() {
         "172.16.0.1"
@@ -49,7 +51,7 @@ fn outer(destination: &str, kind: TunnelKind, checksum: TunnelChecksum) -> Outer
         "fd00:16::1"
     };
     Outer {
-        hop: hop(1500),
+        hop: &HOP,
         source: source.parse().unwrap(),
         destination,
         tunnel: Tunnel {
@@ -61,7 +63,7 @@ fn outer(destination: &str, kind: TunnelKind, checksum: TunnelChecksum) -> Outer
     }
 }
 
-fn encapsulate(frame: &mut TestFrame, outer: &Outer) -> Outcome {
+fn encapsulate(frame: &mut TestFrame, outer: &Outer<'_>) -> Outcome {
     let parsed = flow(frame);
     tunnel::forward(frame, &parsed, outer, &mut Identifications::new(0x77))
 }
@@ -376,8 +378,10 @@ fn datagrams_leave_in_the_fragments_they_came_in() {
             "{name}"
         );
         for (destination, cut) in [("172.16.0.11", in_v4), ("fd00:16::11", in_v6)] {
-            let mut outer = outer(destination, TunnelKind::Ipip, TunnelChecksum::NoCsum);
-            outer.hop.mtu = mtu;
+            let outer = Outer {
+                hop: &hop(mtu),
+                ..outer(destination, TunnelKind::Ipip, TunnelChecksum::NoCsum)
+            };
             let outcome = tunnel::forward(&mut whole(), &parsed, &outer, &mut Identifications::default());
             assert_eq!(outcome, Outcome::Fragment(cut), "{name} to {destination}");
         }

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 use super::{Cut, Identifications, Limit, Outcome, admit, dont_fragment, is_simple};
 use crate::packet::build::{self, Ipv4Header, Ipv6Header};
-use crate::packet::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::parse::{DONT_FRAGMENT, IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::rewrite;
 use crate::packet::{ChecksumOffload, ETHERNET_HEADER_LEN, Family, Frame, Offload, Parsed, Protocol, Reassembled};
 use crate::packet::{checksum, flow::FlowKey};
@@ -20,9 +20,9 @@ use crate::table::NextHop;
 
 /// What the outer header says.
 #[derive(Clone, Copy, Debug)]
-pub struct Outer {
+pub struct Outer<'a> {
     /// The way to the destination.
-    pub hop: NextHop,
+    pub hop: &'a NextHop,
     /// Our address on that way; of the destination's family.
     pub source: IpAddr,
     /// The destination.
@@ -33,7 +33,7 @@ pub struct Outer {
     pub path_mtu_discovery: bool,
 }
 
-impl Outer {
+impl Outer<'_> {
     /// Bytes in front of the inner packet.
     #[inline]
     pub fn overhead(&self) -> u16 {
@@ -67,7 +67,7 @@ const IPV6_MTU_MIN: u16 = 1280;
 
 /// Puts the outer header in front. Also for ICMP errors about connections of the destination.
 #[inline]
-pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer, ids: &mut Identifications) -> Outcome {
+pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>, ids: &mut Identifications) -> Outcome {
     if frame.offload().segmentation.is_some() {
         return Outcome::Segment;
     }
@@ -155,6 +155,50 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer, ids: &mu
     }
 }
 
+/// [`forward`] of a packet that needs nothing but to be wrapped and [`rewrite::is_common`], IPv4 in IPv4. `false`: it is not as
+/// common as that; nothing was written.
+#[inline(always)]
+pub fn wrap_common<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>, ids: &mut Identifications) -> bool {
+    const OVERHEAD: usize = IPV4_HEADER_LEN;
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (outer.source, outer.destination) else {
+        return false;
+    };
+    let total_len = parsed.ip_len() + OVERHEAD as u32;
+    let offload = frame.offload();
+    let plain = outer.tunnel.kind == TunnelKind::Ipip
+        && outer.tunnel.checksum == TunnelChecksum::NoCsum
+        && total_len <= outer.hop.mtu as u32
+        && offload.segmentation.is_none();
+    if !plain || frame.grow_front(OVERHEAD).is_err() {
+        return false;
+    }
+    let bytes = frame.bytes_mut();
+    let inner = &mut bytes[OVERHEAD..];
+    if !rewrite::decrement_ttl_common(inner, parsed, offload.checksum) {
+        frame.shrink_front(OVERHEAD);
+        return false;
+    }
+    let (traffic_class, flags) = (inner[ETHERNET_HEADER_LEN + 1], inner[ETHERNET_HEADER_LEN + 6]);
+    let dont_fragment = outer.path_mtu_discovery && flags & (DONT_FRAGMENT >> 8) as u8 != 0;
+    let Some((link, ip)) = bytes.split_first_chunk_mut::<ETHERNET_HEADER_LEN>() else {
+        unreachable!("the frame grew by more");
+    };
+    rewrite::set_link(link, outer.hop.source, outer.hop.destination);
+    link[12..14].copy_from_slice(&[0x08, 0x00]);
+    let header = Ipv4Header {
+        traffic_class: outer_traffic_class(traffic_class),
+        total_len: total_len as u16,
+        id: if dont_fragment { 0 } else { ids.ipv4() },
+        dont_fragment,
+        ttl: parsed.ttl - 1,
+        protocol: Protocol::IPIP,
+        source,
+        destination,
+    };
+    header.write(ip.first_chunk_mut().expect("the frame grew by as much"));
+    true
+}
+
 /// The outer DSCP and ECN: congestion experienced further back is not this hop's to report (RFC 3168 section 9.1.1).
 #[inline]
 fn outer_traffic_class(inner: u8) -> u8 {
@@ -218,7 +262,7 @@ fn cut_outer(whole: Reassembled, inner: Family, outer: Family, total_len: u16, o
 }
 
 /// The Ethernet type of the inner packet, as GRE names it.
-fn write_gre(ip: &mut [u8], outer: &Outer, inner: Family) {
+fn write_gre(ip: &mut [u8], outer: &Outer<'_>, inner: Family) {
     let at = if outer.destination.is_ipv4() {
         IPV4_HEADER_LEN
     } else {
@@ -235,7 +279,7 @@ fn write_gre(ip: &mut [u8], outer: &Outer, inner: Family) {
     }
 }
 
-fn write_gue(ip: &mut [u8], outer: &Outer, inner: Family, flow: &FlowKey) {
+fn write_gue(ip: &mut [u8], outer: &Outer<'_>, inner: Family, flow: &FlowKey) {
     let at = if outer.destination.is_ipv4() {
         IPV4_HEADER_LEN
     } else {

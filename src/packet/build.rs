@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use pnet_packet::ip::IpNextHeaderProtocol;
-use pnet_packet::ipv4::{Ipv4Flags, MutableIpv4Packet};
 use pnet_packet::ipv6::MutableIpv6Packet;
 use pnet_packet::{MutablePacket, ethernet::EtherType};
 
@@ -34,24 +33,23 @@ pub struct Ipv4Header {
 
 impl Ipv4Header {
     /// Writes it, with its checksum.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, header: &mut [u8; IPV4_HEADER_LEN]) {
-        header.fill(0);
-        let mut ip = MutableIpv4Packet::new(header).expect("20 bytes are an IPv4 header");
-        ip.set_version(4);
-        ip.set_header_length(5);
-        ip.set_dscp(self.traffic_class >> 2);
-        ip.set_ecn(self.traffic_class & 3);
-        ip.set_total_length(self.total_len);
-        ip.set_identification(self.id);
-        ip.set_flags(if self.dont_fragment { Ipv4Flags::DontFragment } else { 0 });
-        ip.set_ttl(self.ttl);
-        ip.set_next_level_protocol(IpNextHeaderProtocol(self.protocol.0));
-        ip.set_source(self.source);
-        ip.set_destination(self.destination);
-        // The sum is in memory order here.
-        let sum = checksum::ipv4_header_20(header);
-        header[10..12].copy_from_slice(&(!sum).to_ne_bytes());
+        // RFC 791 section 3.1, word by word: one for each tunnelled packet is too many to go field by field.
+        let dont_fragment = (self.dont_fragment as u32) << 14;
+        let words = [
+            0x4500_0000 | (self.traffic_class as u32) << 16 | self.total_len as u32,
+            (self.id as u32) << 16 | dont_fragment,
+            (self.ttl as u32) << 24 | (self.protocol.0 as u32) << 16,
+            self.source.to_bits(),
+            self.destination.to_bits(),
+        ];
+        let sum = words.iter().map(|word| *word as u64).sum();
+        let checksum = !checksum::fold(sum) as u32;
+        for (at, word) in words.into_iter().enumerate() {
+            let word = if at == 2 { word | checksum } else { word };
+            header[at * 4..][..4].copy_from_slice(&word.to_be_bytes());
+        }
     }
 }
 

@@ -14,6 +14,13 @@ pub fn fold(sum: u64) -> u16 {
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
+/// Whether `sum` folds to `field`, in fewer instructions than folding takes. (2^16 = 1 modulo 2^16 - 1, so folding changes
+/// nothing modulo that.) Says yes of 0 where 0xffff would be right, and the other way round.
+#[inline(always)]
+pub fn may_be_sum(sum: u64, field: u16) -> bool {
+    (sum + (!field) as u64).is_multiple_of(0xffff)
+}
+
 /// Sum of some bytes; an odd last byte counts as the high half of a word (RFC 1071 section 4.1).
 pub fn sum(bytes: &[u8]) -> u64 {
     // Summed in memory order and swapped once at the end (RFC 1071 section 2 B).

@@ -76,7 +76,7 @@ pub enum Side {
 }
 
 /// Writes the Ethernet addresses; the type stays.
-#[inline]
+#[inline(always)]
 pub fn set_link(bytes: &mut [u8], source: Mac, destination: Mac) {
     bytes[..6].copy_from_slice(&destination.0);
     bytes[6..12].copy_from_slice(&source.0);
@@ -138,47 +138,104 @@ pub fn translate(bytes: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint, of
     }
 }
 
-/// [`finish`] and [`translate`] in one for the common case, TCP over IPv4 without options. `false`: not that, or unfinished;
-/// nothing was written. Works on the words as they are in memory, which saves swapping them (RFC 1071 section 2 B).
-#[inline(always)]
-pub fn translate_common(bytes: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint, offload: ChecksumOffload) -> bool {
-    const ADDRESSES: usize = ETHERNET_HEADER_LEN + 12;
+/// Headers of TCP over IPv4 without options.
+const COMMON_LEN: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN + TCP_HEADER_LEN;
+const TCP_HEADER_LEN: usize = 20;
+
+/// The headers of a packet of TCP over IPv4 without options, when its checksum is finished. Fields are read and written as
+/// they are in memory, which saves swapping them (RFC 1071 section 2 B).
+struct Common<'a> {
+    header: &'a mut [u8; COMMON_LEN],
+}
+
+impl<'a> Common<'a> {
     const TTL: usize = ETHERNET_HEADER_LEN + 8;
+    const IP_CHECKSUM: usize = ETHERNET_HEADER_LEN + 10;
+    const SOURCE: usize = ETHERNET_HEADER_LEN + 12;
+    const DESTINATION: usize = ETHERNET_HEADER_LEN + 16;
     const L4: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN;
-    if parsed.flow.family != Family::V4 || parsed.flow.protocol != Protocol::TCP {
-        return false;
-    }
-    let Some(header) = bytes.first_chunk_mut::<{ L4 + 20 }>() else {
-        return false;
-    };
-    let long = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let short = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-    let (source, destination) = (long(ADDRESSES), long(ADDRESSES + 4));
-    let field = short(L4 + 16);
-    match offload {
-        ChecksumOffload::Finished => {}
-        ChecksumOffload::Unknown => {
-            let len = (parsed.end as u16).wrapping_sub(L4 as u16).to_be();
-            let pseudo = source as u64 + destination as u64 + 6u16.to_be() as u64 + len as u64;
-            if checksum::fold(pseudo) == field {
-                return false;
+    const TCP_CHECKSUM: usize = Self::L4 + 16;
+
+    #[inline(always)]
+    fn new(bytes: &'a mut [u8], parsed: &Parsed, offload: ChecksumOffload) -> Option<Common<'a>> {
+        debug_assert!(is_common(parsed));
+        let common = Common {
+            header: bytes.first_chunk_mut()?,
+        };
+        match offload {
+            ChecksumOffload::Finished => Some(common),
+            ChecksumOffload::Unfinished { .. } => None,
+            ChecksumOffload::Unknown => {
+                let len = (parsed.end as u16).wrapping_sub(Self::L4 as u16).to_be();
+                let addresses = common.long(Self::SOURCE) as u64 + common.long(Self::DESTINATION) as u64;
+                let pseudo = addresses + (Protocol::TCP.0 as u16).to_be() as u64 + len as u64;
+                (!checksum::may_be_sum(pseudo, common.short(Self::TCP_CHECKSUM))).then_some(common)
             }
         }
-        ChecksumOffload::Unfinished { .. } => return false,
     }
-    let (old, at, port_at) = match side {
-        Side::Source => (source, ADDRESSES, L4),
-        Side::Destination => (destination, ADDRESSES + 4, L4 + 2),
+
+    #[inline(always)]
+    fn short(&self, at: usize) -> u16 {
+        u16::from_ne_bytes([self.header[at], self.header[at + 1]])
+    }
+
+    #[inline(always)]
+    fn long(&self, at: usize) -> u32 {
+        let h = &self.header;
+        u32::from_ne_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]])
+    }
+
+    #[inline(always)]
+    fn set_short(&mut self, at: usize, value: u16) {
+        self.header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    }
+
+    /// One off the TTL, and what else changed in the header into its checksum.
+    #[inline(always)]
+    fn decrement_ttl(&mut self, parsed: &Parsed, others: Delta) {
+        let checksum = others.and(TTL_DELTA_IN_MEMORY).apply(self.short(Self::IP_CHECKSUM));
+        self.header[Self::TTL] = parsed.ttl - 1;
+        self.set_short(Self::IP_CHECKSUM, checksum);
+    }
+}
+
+/// TCP over IPv4 without options: most packets.
+#[inline(always)]
+pub fn is_common(parsed: &Parsed) -> bool {
+    parsed.flow.family == Family::V4
+        && parsed.flow.protocol == Protocol::TCP
+        && parsed.l4 as usize == ETHERNET_HEADER_LEN + IPV4_HEADER_LEN
+}
+
+/// [`finish`] and [`translate`] in one for a packet that [`is_common`]. `false`: its checksum is unfinished, or may be;
+/// nothing was written.
+#[inline(always)]
+pub fn translate_common(bytes: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint, offload: ChecksumOffload) -> bool {
+    let Some(mut common) = Common::new(bytes, parsed, offload) else {
+        return false;
+    };
+    let (at, port_at) = match side {
+        Side::Source => (Common::SOURCE, Common::L4),
+        Side::Destination => (Common::DESTINATION, Common::L4 + 2),
     };
     let (new, port) = (to.ipv4().to_be(), to.port.to_be());
-    let addresses = Delta::NONE.u32(old, new);
-    let ip_checksum = addresses.and(TTL_DELTA_IN_MEMORY).apply(short(TTL + 2));
-    let checksum = addresses.u16(short(port_at), port).apply(field);
-    header[TTL] = parsed.ttl - 1;
-    header[TTL + 2..TTL + 4].copy_from_slice(&ip_checksum.to_ne_bytes());
-    header[at..at + 4].copy_from_slice(&new.to_ne_bytes());
-    header[port_at..port_at + 2].copy_from_slice(&port.to_ne_bytes());
-    header[L4 + 16..L4 + 18].copy_from_slice(&checksum.to_ne_bytes());
+    let addresses = Delta::NONE.u32(common.long(at), new);
+    let ports = addresses.u16(common.short(port_at), port);
+    let checksum = ports.apply(common.short(Common::TCP_CHECKSUM));
+    common.decrement_ttl(parsed, addresses);
+    common.header[at..at + 4].copy_from_slice(&new.to_ne_bytes());
+    common.set_short(port_at, port);
+    common.set_short(Common::TCP_CHECKSUM, checksum);
+    true
+}
+
+/// [`finish`] and [`decrement_ttl`] in one, as above.
+#[inline(always)]
+pub fn decrement_ttl_common(bytes: &mut [u8], parsed: &Parsed, offload: ChecksumOffload) -> bool {
+    let Some(mut common) = Common::new(bytes, parsed, offload) else {
+        return false;
+    };
+    common.decrement_ttl(parsed, Delta::NONE);
     true
 }
 
@@ -302,8 +359,9 @@ pub fn finish(bytes: &mut [u8], parsed: &Parsed) {
         }
         _ => return,
     };
-    let pseudo = checksum::fold(checksum::pseudo_header(&parsed.flow, len));
-    if u16::from_be_bytes([bytes[field], bytes[field + 1]]) == pseudo {
+    let pseudo = checksum::pseudo_header(&parsed.flow, len);
+    let found = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
+    if checksum::may_be_sum(pseudo, found) && checksum::fold(pseudo) == found {
         complete(bytes, parsed.l4 as usize, field, len as usize, parsed.flow.protocol);
     }
 }

@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use uvs::conn::ConnectionTable;
 use uvs::conn::WorkerId;
+use uvs::conn::{Connection, ConnectionTable};
 use uvs::control::protocol::Command;
 use uvs::control::registry::{Registry, Routes, build_scheduler};
 use uvs::control::state::State;
@@ -44,6 +44,7 @@ pub struct MemoryDirector {
     table: Arc<Table>,
     driver: MemoryDriver,
     pipeline: Pipeline,
+    connections: Arc<ConnectionTable>,
     /// Time since boot.
     pub now_ns: u64,
 }
@@ -80,7 +81,8 @@ impl MemoryDirector {
             routes: Neighbours,
             table: Arc::default(),
             driver: MemoryDriver::new(2, 256, 2048),
-            pipeline: Pipeline::new(connections, Arc::new(Hops::default()), WorkerId(0)),
+            pipeline: Pipeline::new(connections.clone(), Arc::new(Hops::default()), WorkerId(0)),
+            connections,
             now_ns: 1_000_000_000_000,
         };
         director.pipeline.online();
@@ -163,6 +165,33 @@ impl MemoryDirector {
         self.driver.clear();
         assert_eq!(self.driver.outstanding(), 0, "every buffer is back");
         outcome
+    }
+
+    /// The same, whose packets all take the long way.
+    #[allow(
+        dead_code,
+        reason = "only some of the tests that have this module compare the two ways"
+    )]
+    pub fn long_way_only(self) -> MemoryDirector {
+        MemoryDirector {
+            pipeline: self.pipeline.long_way_only(),
+            ..self
+        }
+    }
+
+    /// Every connection, in a fixed order.
+    #[allow(dead_code, reason = "as above")]
+    pub fn connections(&self) -> Vec<Connection> {
+        let mut all = Vec::new();
+        self.connections.for_each(|connection| all.push(*connection));
+        all.sort_by_key(|connection| (connection.client, connection.virtual_address));
+        all
+    }
+
+    /// The destinations with their numbers, as text.
+    #[allow(dead_code, reason = "as above")]
+    pub fn destinations(&self) -> String {
+        format!("{:?}", self.table.destinations)
     }
 
     /// Where every frame went so far.

@@ -1,0 +1,177 @@
+//! The short way of common packets does what the long way does. How: two directors in memory get the same random traffic, one
+//! of them by the long way only. Goal: the same bytes leave, the same is counted, the same connections remain.
+
+#[path = "support/memory_director.rs"]
+mod memory_director;
+
+use etherparse::PacketBuilder;
+use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
+use uvs::packet::parse::{Packet, parse};
+use uvs::packet::{ChecksumOffload, Offload, TcpFlags, checksum};
+
+const RULES: &str =
+    "-A -t 10.200.1.1:80 -s rr; -a -t 10.200.1.1:80 -r 172.16.0.11:8080 -m; -a -t 10.200.1.1:80 -r 172.16.0.12:80 -m;
+-A -t 10.200.1.1:81 -s rr; -a -t 10.200.1.1:81 -r 172.16.0.11:81 -g; -a -t 10.200.1.1:81 -r 172.16.0.12:81 -g;
+-A -t 10.200.1.1:82 -s rr; -a -t 10.200.1.1:82 -r 172.16.0.11:82 -i; -a -t 10.200.1.1:82 -r 172.16.0.12:82 -i";
+const STEPS: usize = 30_000;
+const CLIENTS: usize = 8;
+
+#[test]
+fn both_ways_are_one() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut short = MemoryDirector::new(1024);
+    let mut long = MemoryDirector::new(1024).long_way_only();
+    for director in [&mut short, &mut long] {
+        director.ipvsadm(RULES);
+    }
+    // What each NAT client's packet became, to be answered.
+    let mut translated: Vec<Option<Vec<u8>>> = vec![None; CLIENTS];
+    let mut plain = 0;
+    for step in 0..STEPS {
+        if random.one_in(2000) {
+            let value = random.of(&["0", "1"]);
+            short.sysctl("pmtu_disc", value);
+            long.sysctl("pmtu_disc", value);
+        }
+        if random.one_in(3000) {
+            for lines in [
+                "-d -t 10.200.1.1:81 -r 172.16.0.12:81",
+                "-a -t 10.200.1.1:81 -r 172.16.0.12:81 -g",
+            ] {
+                short.ipvsadm(lines);
+                long.ipvsadm(lines);
+            }
+        }
+        let client = random.below(CLIENTS);
+        let reply = translated[client].as_ref().filter(|_| random.one_in(3)).cloned();
+        let (interface, mut bytes) = match reply {
+            Some(seen) => (SERVER_SIDE, answer(&mut random, &seen)),
+            None => (CLIENT_SIDE, ask(&mut random, client)),
+        };
+        let offload = disturb(&mut random, &mut bytes);
+        let [a, b] = [&mut short, &mut long].map(|director| director.inject(interface, &bytes, offload));
+        assert_eq!(
+            (&a.sent, a.handed_back),
+            (&b.sent, b.handed_back),
+            "step {step}: {bytes:02x?}"
+        );
+        plain += (flags_of(&bytes) == TcpFlags::ACK && a.sent.len() == 1) as usize;
+        if interface == CLIENT_SIDE && destination_port(&bytes) == 80 {
+            let forwarded = a.sent.into_iter().find(|(interface, _)| *interface == SERVER_SIDE);
+            translated[client] = forwarded.map(|(_, bytes)| bytes).or(translated[client].take());
+        }
+        let later = random.below(400) as u64 * 1_000_000;
+        short.now_ns += later;
+        long.now_ns += later;
+    }
+    assert_eq!(short.counts(), long.counts());
+    assert_eq!(short.destinations(), long.destinations());
+    assert_eq!(short.connections(), long.connections());
+    assert!(plain > STEPS / 4, "{plain} plain acknowledgements were forwarded");
+    assert!(short.connections().len() > CLIENTS);
+}
+
+/// A client's packet to one of the services.
+fn ask(random: &mut Random, client: usize) -> Vec<u8> {
+    let mac = random.of(&[0xc0, 0xc0, 0xc0, 0xc1]);
+    let address = [10, 0, 0, 10 + client as u8];
+    let ports = (20_000 + client as u16, random.of(&[80, 80, 81, 82, 82]));
+    packet(
+        random,
+        ([2, 0, 0, 0, 0, mac], [2, 0, 0, 0, 0, 0xd0]),
+        (address, [10, 200, 1, 1]),
+        ports,
+    )
+}
+
+/// A NAT destination's packet in answer to one that it got.
+fn answer(random: &mut Random, seen: &[u8]) -> Vec<u8> {
+    let address = |at: usize| [seen[at], seen[at + 1], seen[at + 2], seen[at + 3]];
+    let port = |at: usize| u16::from_be_bytes([seen[at], seen[at + 1]]);
+    let macs = ([2, 0, 0, 0, 0, 0xa1], [2, 0, 0, 0, 0, 0xd1]);
+    packet(random, macs, (address(30), address(26)), (port(36), port(34)))
+}
+
+fn packet(random: &mut Random, macs: ([u8; 6], [u8; 6]), addresses: ([u8; 4], [u8; 4]), ports: (u16, u16)) -> Vec<u8> {
+    let ttl = random.of(&[64, 64, 64, 64, 2, 1]);
+    let payload = vec![0x5a; random.of(&[0, 0, 0, 5, 700, 1440, 1460, 1461])];
+    let flags = random.of(&["S", "A", "A", "A", "A", "A", "PA", "PA", "FA", "R", "AU", ""]);
+    let ip = PacketBuilder::ethernet2(macs.0, macs.1).ipv4(addresses.0, addresses.1, ttl);
+    let mut tcp = ip.tcp(ports.0, ports.1, random.next() as u32, 0xfaf0);
+    for flag in flags.chars() {
+        tcp = match flag {
+            'S' => tcp.syn(),
+            'A' => tcp.ack(random.next() as u32),
+            'P' => tcp.psh(),
+            'F' => tcp.fin(),
+            'R' => tcp.rst(),
+            _ => tcp.urg(1),
+        };
+    }
+    let mut bytes = Vec::new();
+    tcp.write(&mut bytes, &payload).expect("a vector takes everything");
+    bytes[15] = random.of(&[0, 0, 3, 0xb8]);
+    bytes[20] = random.of(&[0x40, 0x40, 0]);
+    bytes[24..26].fill(0);
+    let header = checksum::of(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&header.to_be_bytes());
+    bytes
+}
+
+/// What wires, cards and local stacks do to frames.
+fn disturb(random: &mut Random, bytes: &mut Vec<u8>) -> Offload {
+    let mut offload = Offload::default();
+    let Ok(Packet::Flow(parsed)) = parse(bytes, offload) else {
+        panic!("not a flow: {bytes:02x?}");
+    };
+    match random.below(8) {
+        0 => {
+            let pseudo = checksum::fold(checksum::pseudo_header(&parsed.flow, parsed.end - 34));
+            bytes[50..52].copy_from_slice(&pseudo.to_be_bytes());
+            if random.one_in(2) {
+                offload.checksum = ChecksumOffload::Unfinished { start: 34, offset: 16 };
+            }
+        }
+        1 => bytes[50] ^= 1,
+        2 => bytes[50..52].fill(random.of(&[0, 0xff])),
+        3 => offload.checksum = ChecksumOffload::Finished,
+        4 => bytes[24] ^= random.of(&[0, 0, 1]),
+        _ => {}
+    }
+    if bytes.len() < 60 && !random.one_in(3) {
+        bytes.resize(60, 0);
+    }
+    offload
+}
+
+fn flags_of(bytes: &[u8]) -> u8 {
+    bytes[47] & 0x17
+}
+
+fn destination_port(bytes: &[u8]) -> u16 {
+    u16::from_be_bytes([bytes[36], bytes[37]])
+}
+
+/// Xorshift: the same numbers each time.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.next() >> 16) as usize % end
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn of<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len())]
+    }
+}
