@@ -181,7 +181,7 @@ impl<'a, D: Driver> Round<'a, D> {
             .first_chunk()
             .map(|mac| Mac(*mac))
             .unwrap_or_default();
-        let hop = if method == Method::Masq {
+        let hop = if method != Method::Route {
             self.hops.intern(interface, from)
         } else {
             HopId::UNKNOWN

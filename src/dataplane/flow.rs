@@ -88,17 +88,16 @@ impl<D: Driver> Round<'_, D> {
         if let Some(change) = hit.touch(parsed.tcp_flags, self.now, self.timeouts) {
             change.count_on(&destination.load);
         }
-        let method = hit.method();
-        if method == Method::Masq {
-            self.note_hop(frame, interface, hit.entry);
+        if entry.method() != Method::Route {
+            self.note_hop(frame, interface, entry);
         }
         self.send(frame, interface, parsed, method, destination, || {
             endpoint_of_destination(&hit.entry, parsed.flow.family)
         })
     }
 
-    /// The way back to the client is where its last frame came from.
-    #[inline(always)]
+    /// The way back to the client, for replies and for errors about tunnels, is where its last frame came from.
+    #[inline]
     fn note_hop<F: Frame>(&self, frame: &F, interface: InterfaceId, entry: EntryRef<'_>) {
         let from = frame.bytes()[6..]
             .first_chunk()
