@@ -16,10 +16,12 @@ use super::report::{InterfaceReport, Report};
 use crate::conn::{Connection, ConnectionTable, Tick};
 use crate::dataplane::counters::{FrameCounts, WorkerShared};
 use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand};
+use crate::io::bpf::BpfError;
 use crate::io::clock;
 use crate::io::filter::{FilterCounters, FilterMaps, Rule};
 use crate::io::netlink::Resolver;
 use crate::io::poll::Waker;
+use crate::packet::Mac;
 use crate::table::{self, Destination, Interface, Reach, Table};
 
 /// A worker that does not take a new table for so long is stuck.
@@ -61,11 +63,29 @@ pub struct ServedInterface {
     /// What the driver got, such as `native`.
     pub mode: String,
     /// Its filter.
-    pub filter: ServedFilter,
+    pub filter: Box<dyn ServedFilter>,
 }
 
-/// What asks an interface's filter for its counters.
-pub type ServedFilter = Box<dyn Fn() -> FilterCounters>;
+/// The filter of an interface in use.
+pub trait ServedFilter {
+    /// What it counted.
+    fn counters(&self) -> Result<FilterCounters, BpfError>;
+    /// The interface's link address has changed.
+    fn set_link_address(&self, address: Mac) -> Result<(), BpfError>;
+}
+
+impl ServedInterface {
+    /// Frames to a link address that the filter does not know are the kernel's: it must be today's.
+    fn follow(&self, interface: &Interface) {
+        if let Err(error) = self.filter.set_link_address(interface.mac) {
+            log::error!(
+                "{}: the filter does not learn its address {}: {error}",
+                interface.name,
+                interface.mac
+            );
+        }
+    }
+}
 
 /// Everything beyond the control thread.
 pub struct Director {
@@ -149,6 +169,9 @@ impl Director {
         };
         let interfaces: Vec<Interface> = self.interfaces.iter().map(current).collect();
         if *self.interfaces != *interfaces {
+            for (served, interface) in self.served.iter().zip(&interfaces) {
+                served.follow(interface);
+            }
             self.interfaces = interfaces.into();
         }
     }
@@ -321,7 +344,7 @@ impl Outside for Director {
 }
 
 fn interface_report(served: &ServedInterface) -> InterfaceReport {
-    let filter = (served.filter)();
+    let filter = served.filter.counters().unwrap_or_default();
     InterfaceReport {
         name: served.interface.name.clone(),
         driver: served.driver.to_owned(),

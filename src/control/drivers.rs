@@ -7,22 +7,24 @@ use std::sync::Arc;
 
 use crossbeam_channel::unbounded;
 
-use super::director::{ServedInterface, WorkerHandle};
+use super::director::{ServedFilter, ServedInterface, WorkerHandle};
 use super::run_error::RunError;
 use crate::conn::{ConnectionTable, WorkerId};
 use crate::dataplane::counters::WorkerShared;
 use crate::dataplane::driver::Driver;
 use crate::dataplane::pipeline::Pipeline;
 use crate::dataplane::worker::Worker;
+use crate::io::bpf::BpfError;
 use crate::io::bpf::xdp_link::AttachMode;
 use crate::io::filter::attach;
-use crate::io::filter::{Filter, FilterMaps, Flavour};
+use crate::io::filter::{Filter, FilterCounters, FilterMaps, Flavour};
 use crate::io::poll::Waker;
-use crate::io::raw::{self, RawInterface, RawWorker};
+use crate::io::raw::{self, RawDriver, RawInterface, RawWorker};
 use crate::io::tun::Tun;
 use crate::io::xdp::{self, CrateRings, QueueBinding, Rings, XdpConfig, XdpInterface, XskDriver};
 use crate::io::{clock, ethtool};
 use crate::options::DriverChoice;
+use crate::packet::Mac;
 use crate::table::{Hops, Interface, InterfaceId, Table};
 
 use std::os::fd::AsFd;
@@ -115,27 +117,50 @@ pub fn start(
     Ok(running)
 }
 
+/// Takes its filters off again when it is dropped before [`Attached::stay`]: a failed start leaves nothing that was not
+/// there before. One that was there (of a daemon that died) stays in its place and goes on dropping.
+#[derive(Default)]
+struct Attached {
+    new: Vec<(u32, Detach)>,
+}
+
+type Detach = fn(u32) -> Result<usize, BpfError>;
+
+impl Attached {
+    fn note(&mut self, ifindex: u32, was_there: bool, detach: Detach) {
+        if !was_there {
+            self.new.push((ifindex, detach));
+        }
+    }
+
+    /// The start went well.
+    fn stay(mut self) {
+        self.new.clear();
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        for (ifindex, detach) in &self.new {
+            detach(*ifindex).map_or_else(|error| log::error!("{error}"), |_| ());
+        }
+    }
+}
+
 /// Attaches XDP filters to all interfaces, or to none.
 fn attach_all(
     interfaces: &[Interface],
     maps: &FilterMaps,
     mode: Option<AttachMode>,
-) -> Result<Vec<XdpInterface>, RunError> {
-    let mut attached = Vec::with_capacity(interfaces.len());
+) -> Result<(Vec<XdpInterface>, Attached), RunError> {
+    let mut attached = Attached::default();
+    let mut filters = Vec::with_capacity(interfaces.len());
     for interface in interfaces {
         let was_there = attach::query_xdp(interface.index).is_ok_and(|found| found.iter().any(attach::Found::is_ours));
-        match XdpInterface::attach(interface.index, maps, mode, Some(interface.mac)) {
-            Ok(done) => attached.push((done, was_there)),
-            Err(error) => {
-                // One that was there before (of a daemon that died) stays in its place and goes on dropping.
-                for (done, _) in attached.into_iter().filter(|(_, was_there)| !was_there) {
-                    done.detach().unwrap_or_else(|e| log::error!("{e}"));
-                }
-                return Err(error.into());
-            }
-        }
+        filters.push(XdpInterface::attach(interface.index, maps, mode, Some(interface.mac))?);
+        attached.note(interface.index, was_there, attach::detach_xdp);
     }
-    Ok(attached.into_iter().map(|(done, _)| done).collect())
+    Ok((filters, attached))
 }
 
 #[cfg(feature = "afxdp")]
@@ -156,7 +181,7 @@ fn start_afxdp(_: &[Interface], _: &FilterMaps, _: usize, _: &Shared) -> Result<
 
 fn start_xdp<R: Rings + 'static>(
     driver: &'static str,
-    attached: Vec<XdpInterface>,
+    (filters, attached): (Vec<XdpInterface>, Attached),
     interfaces: &[Interface],
     workers: usize,
     shared: &Shared,
@@ -169,7 +194,7 @@ where
     for worker in 0..workers {
         let waker = Waker::new().map_err(RunError::Waker)?;
         let config = XdpConfig {
-            queues: queues_of(worker, workers, &attached, interfaces)?,
+            queues: queues_of(worker, workers, &filters, interfaces)?,
             frames_spare: xdp::FRAMES_SPARE_DEFAULT,
             tun: shared.tun.queue()?,
             waker: waker.clone(),
@@ -177,21 +202,23 @@ where
         let opened = XskDriver::<R>::open(config)?;
         for bound in opened.sockets() {
             let number = bound.binding.interface.0 as usize;
-            attached[number]
+            filters[number]
                 .add_socket(bound.binding.queue, bound.socket)
                 .map_err(attach::AttachError::from)?;
             modes[number] = (bound.mode.to_string(), bound.reason);
         }
         drivers.push((opened, waker));
     }
-    let served = attached.into_iter().zip(interfaces).zip(modes);
-    let served = served.map(|((attached, interface), (mode, reason))| {
-        attached
+    let handles = spawn_all(drivers, shared)?;
+    attached.stay();
+    let served = filters.into_iter().zip(interfaces).zip(modes);
+    let served = served.map(|((filter, interface), (mode, reason))| {
+        filter
             .reasons()
             .iter()
             .chain(&reason)
             .for_each(|reason| log::info!("interface {}: {reason}", interface.name));
-        if attached.attached() == AttachMode::Generic {
+        if filter.attached() == AttachMode::Generic {
             log::warn!(
                 "interface {}: generic mode loses super-frames larger than a frame (TCP of virtual peers stalls): \
                  switch the peer's TSO and GSO off, or use --driver raw",
@@ -199,27 +226,25 @@ where
             );
         }
         detach_other(interface.index, attach::detach_tc);
-        let counters = move || attached.counters().unwrap_or_default();
         ServedInterface {
             interface: interface.clone(),
             driver,
             mode,
-            filter: Box::new(counters),
+            filter: Box::new(filter),
         }
     });
-    let served = served.collect();
-    Ok((served, spawn_all(drivers, shared)?))
+    Ok((served.collect(), handles))
 }
 
 /// Worker i of N owns queue q of every interface when q mod N = i.
 fn queues_of(
     worker: usize,
     workers: usize,
-    attached: &[XdpInterface],
+    filters: &[XdpInterface],
     interfaces: &[Interface],
 ) -> Result<Vec<QueueBinding>, RunError> {
     let mut bindings = Vec::new();
-    for (number, (attached, interface)) in attached.iter().zip(interfaces).enumerate() {
+    for (number, (filter, interface)) in filters.iter().zip(interfaces).enumerate() {
         let all = queues(&interface.name)?;
         bindings.extend(
             (0..all)
@@ -229,7 +254,7 @@ fn queues_of(
                     ifindex: interface.index,
                     name: interface.name.clone(),
                     queue,
-                    native: attached.attached() == AttachMode::Native,
+                    native: filter.attached() == AttachMode::Native,
                 }),
         );
     }
@@ -242,6 +267,39 @@ fn start_raw(
     workers: usize,
     shared: &Shared,
 ) -> Result<Running, RunError> {
+    let silences = interfaces
+        .iter()
+        .map(|_| Filter::load(Flavour::TcIngress, maps))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(attach::AttachError::from)?;
+    // The kernel is silenced first, so that it never answers what a socket has taken.
+    let mut attached = Attached::default();
+    for (interface, silence) in interfaces.iter().zip(&silences) {
+        let was_there = attach::query_tc(interface.index).is_ok_and(|found| !found.is_empty());
+        attach::attach_tc(interface.index, silence)?;
+        attached.note(interface.index, was_there, attach::detach_tc);
+    }
+    let drivers = open_raw(interfaces, maps, workers, shared)?;
+    let handles = spawn_all(drivers, shared)?;
+    attached.stay();
+    let served = interfaces.iter().zip(silences).map(|(interface, silence)| {
+        detach_other(interface.index, attach::detach_xdp);
+        ServedInterface {
+            interface: interface.clone(),
+            driver: "raw",
+            mode: "packet socket".to_owned(),
+            filter: Box::new(silence),
+        }
+    });
+    Ok((served.collect(), handles))
+}
+
+fn open_raw(
+    interfaces: &[Interface],
+    maps: &FilterMaps,
+    workers: usize,
+    shared: &Shared,
+) -> Result<Vec<(RawDriver, Waker)>, RunError> {
     let filter = Filter::load(Flavour::Socket, maps).map_err(attach::AttachError::from)?;
     let opened: Vec<RawInterface<'_>> = interfaces
         .iter()
@@ -264,25 +322,33 @@ fn start_raw(
         })
         .collect::<Result<Vec<_>, RunError>>()?;
     let drivers = raw::open(&opened, raw_workers, raw::BUFFERS_DEFAULT)?;
-    let mut served = Vec::with_capacity(interfaces.len());
-    for interface in interfaces {
-        let silence = Filter::load(Flavour::TcIngress, maps).map_err(attach::AttachError::from)?;
-        attach::attach_tc(interface.index, &silence)?;
-        detach_other(interface.index, attach::detach_xdp);
-        let counters = move || silence.counters().unwrap_or_default();
-        served.push(ServedInterface {
-            interface: interface.clone(),
-            driver: "raw",
-            mode: "packet socket".to_owned(),
-            filter: Box::new(counters),
-        });
+    Ok(drivers.into_iter().zip(wakers).collect())
+}
+
+impl ServedFilter for XdpInterface {
+    fn counters(&self) -> Result<FilterCounters, BpfError> {
+        XdpInterface::counters(self)
     }
-    let drivers = drivers.into_iter().zip(wakers).collect();
-    Ok((served, spawn_all(drivers, shared)?))
+
+    fn set_link_address(&self, address: Mac) -> Result<(), BpfError> {
+        XdpInterface::set_link_address(self, address)
+    }
+}
+
+/// At tc ingress.
+impl ServedFilter for Filter {
+    fn counters(&self) -> Result<FilterCounters, BpfError> {
+        Filter::counters(self)
+    }
+
+    /// There the kernel has told frames apart already.
+    fn set_link_address(&self, _: Mac) -> Result<(), BpfError> {
+        Ok(())
+    }
 }
 
 /// What a daemon with another driver has left there is not needed any more.
-fn detach_other(ifindex: u32, detach: fn(u32) -> Result<usize, crate::io::bpf::BpfError>) {
+fn detach_other(ifindex: u32, detach: Detach) {
     match detach(ifindex) {
         Ok(0) => {}
         Ok(_) => log::info!("the filter of the driver used before is detached"),
@@ -330,4 +396,31 @@ fn spawn_all<D: Driver + Send + 'static>(
         });
     }
     Ok(handles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A start that fails takes off what it attached, and only that. How: a detacher that notes whom it was called for.
+    #[test]
+    fn a_failed_start_leaves_only_what_was_there() {
+        static TAKEN_OFF: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+        let detach: Detach = |ifindex| {
+            TAKEN_OFF.lock().unwrap().push(ifindex);
+            Ok(1)
+        };
+        let attached = || {
+            let mut attached = Attached::default();
+            for (ifindex, was_there) in [(3, false), (4, true), (5, false)] {
+                attached.note(ifindex, was_there, detach);
+            }
+            attached
+        };
+        drop(attached());
+        assert_eq!(std::mem::take(&mut *TAKEN_OFF.lock().unwrap()), [3, 5]);
+        attached().stay();
+        assert!(TAKEN_OFF.lock().unwrap().is_empty());
+    }
 }
