@@ -2,7 +2,6 @@
 //! How: a director in memory forwards a client's packet by Tunnel; a router's ICMP error that quotes what left comes in on the
 //! servers' side; what goes out to the client is read byte by byte.
 
-#[allow(dead_code, reason = "each test file uses a part")]
 #[path = "support/memory_director.rs"]
 mod memory_director;
 
