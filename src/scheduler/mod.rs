@@ -78,7 +78,9 @@ pub type Previous<'a> = (&'a dyn Schedule, &'a [Candidate]);
 pub struct NoSuchScheduler;
 
 /// Every scheduler's name.
-pub const NAMES: &[&str] = &["rr", "wrr", "lc", "wlc", "dh", "sh", "mh", "sed", "nq", "fo", "ovf"];
+pub const NAMES: &[&str] = &[
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf",
+];
 
 /// Any scheduler.
 #[derive(Debug)]
