@@ -64,16 +64,12 @@ impl<D: Driver> Round<'_, D> {
         }
         frame.set_len(parsed.end as usize).ok()?;
         let checksum = frame.offload().checksum;
-        let done = match hit.method() {
+        let from = Mac(*frame.bytes().get(6..)?.first_chunk()?);
+        let method = hit.method();
+        let done = match method {
             Method::Masq => {
-                let bytes = frame.bytes_mut();
-                let from = Mac(*bytes.get(6..)?.first_chunk()?);
                 let to = Endpoint::v4(hit.entry.destination_v4(), hit.entry.destination_port());
-                let done = masq::rewrite_common(bytes, parsed, Side::Destination, to, checksum, hop);
-                if done && !self.hops.is(HopId(hit.entry.client_hop()), interface, from) {
-                    self.new_hop(hit.entry, interface, from);
-                }
-                done
+                masq::rewrite_common(frame.bytes_mut(), parsed, Side::Destination, to, checksum, hop)
             }
             Method::Route => route::rewrite_common(frame.bytes_mut(), parsed, checksum, hop),
             Method::Tunnel => {
@@ -89,6 +85,9 @@ impl<D: Driver> Round<'_, D> {
         };
         if !done {
             return None;
+        }
+        if method != Method::Route && !self.hops.is(HopId(hit.entry.client_hop()), interface, from) {
+            self.new_hop(hit.entry, interface, from);
         }
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
         Some(hop.interface)

@@ -88,8 +88,9 @@ impl<D: Driver> Round<'_, D> {
         if let Some(change) = hit.touch(parsed.tcp_flags, self.now, self.timeouts) {
             change.count_on(&destination.load);
         }
-        if entry.method() != Method::Route {
-            self.note_hop(frame, interface, entry);
+        let method = hit.method();
+        if method != Method::Route {
+            self.note_hop(frame, interface, hit.entry);
         }
         self.send(frame, interface, parsed, method, destination, || {
             endpoint_of_destination(&hit.entry, parsed.flow.family)
