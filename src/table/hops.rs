@@ -1,4 +1,5 @@
-//! Where clients' frames came from, so that replies leave the same way: (interface, link address) pairs, interned.
+//! Where clients' frames came from, so that replies (NAT), and errors about tunnels, leave the same way: (interface, link
+//! address) pairs, interned.
 //!
 //! A connection keeps a 16-bit [`HopId`] instead of the pair. Workers intern without a lock; ids are never taken back,
 //! as there is one for each router (or neighbour) that ever sent to a VIP. Private memory: after a restart an entry
