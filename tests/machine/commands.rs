@@ -104,7 +104,7 @@ fn refused_by_the_command_line(director: &Director) {
             argument.contains("invalid") || argument.contains("localhost") || argument.contains("http")
         };
         let untouched = vector["calls"].as_array().unwrap().is_empty();
-        if vector["rc"] == 0 || !untouched || arguments.iter().any(|argument| named(argument)) {
+        if vector["rc"] == 0 || !untouched || arguments.iter().any(named) {
             continue;
         }
         let stdin = vector["stdin"].as_str().unwrap_or_default();
