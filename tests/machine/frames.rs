@@ -1,7 +1,7 @@
 //! Frames that are wrong, or only odd, on the wire in front of a running director: each has its drop reason, or is left to
 //! the kernel, or is served all the same. After each the accounting comes out even, to the frame.
 
-mod build;
+pub mod build;
 
 use std::net::IpAddr;
 use std::time::Duration;
