@@ -112,7 +112,10 @@ impl Resolver {
             if state == Some(NeighbourState::Failed) && !failed {
                 changed = true;
             }
+            // It may find the neighbour, which nobody would notice the next time.
+            let mac = self.mac_of(key);
             self.keep(key, now);
+            changed |= self.mac_of(key) != mac;
         }
         Ok(changed)
     }
