@@ -77,36 +77,46 @@ fn without_root_it_says_so() {
     assert_message(status, &said, &["needs root"]);
 }
 
-/// Goal: another's XDP program is named, stays, and goes on; the way out that the message names works.
+/// Goal: another's XDP program is named, stays, and goes on; the interface before it is as it was; the way out that
+/// the message names works.
 #[test]
 fn a_foreign_xdp_program_is_named_and_left_alone() {
-    let Some(mut s) = scenario("foreign", Plan::new(Layout::OneSegment)) else {
+    let Some(mut s) = scenario("foreign", Plan::new(Layout::TwoArmed)) else {
         return;
     };
     s.offer(Method::Masq, Family::V4).unwrap();
-    let link = s.topology.director.link("eth0").unwrap().index;
+    let [eth0, eth1] = ["eth0", "eth1"].map(|name| s.topology.director.link(name).unwrap().index);
     let folder = s.topology.cluster.directory().to_owned();
     let mut a = Assembler::new();
     a.mov_imm(R0, PASS);
     a.exit();
     let foreign = Program::load(ProgramType::Xdp, "their_filter", &a.finish()).unwrap();
     let id = foreign.info().unwrap().id;
+    let namespace = s.topology.director.namespace().try_clone().unwrap();
+    let attached = |link| namespace.run(|| xdp_link::query(link).unwrap().programs).unwrap();
     for mode in [AttachMode::Native, AttachMode::Generic] {
-        let inside = |work: &(dyn Fn() + Sync)| s.topology.director.namespace().run(work).unwrap();
-        inside(&|| xdp_link::attach(link, mode, &foreign, None).unwrap());
+        let attach = || xdp_link::attach(eth1, mode, &foreign, None);
+        namespace.run(attach).unwrap().unwrap();
         for driver in ["xdp", "auto"] {
-            let words = ["interface eth0", "their_filter", &mode.to_string(), "--driver raw"];
-            assert_refused(&s.topology.director, &folder, &["eth0"], &["--driver", driver], &words);
-            inside(&|| assert_eq!(xdp_link::query(link).unwrap().programs, [(mode, id)]));
+            let words = ["interface eth1", "their_filter", &mode.to_string(), "--driver raw"];
+            let interfaces = ["eth0", "eth1"];
+            assert_refused(
+                &s.topology.director,
+                &folder,
+                &interfaces,
+                &["--driver", driver],
+                &words,
+            );
+            assert_eq!((attached(eth0), attached(eth1)), (vec![], vec![(mode, id)]), "{driver}");
         }
         s.start(&["--driver", "raw"]).unwrap();
         s.add_service(Method::Masq, Family::V4, "-s rr").unwrap();
-        assert_eq!(s.request(Method::Masq, Family::V4).unwrap(), "server4-hk", "{mode}");
+        assert_eq!(s.request(Method::Masq, Family::V4).unwrap(), "server2-hk", "{mode}");
         s.director().unwrap().ipvsadm("-C").unwrap();
         drop(s.take_director());
-        let inside = |work: &(dyn Fn() + Sync)| s.topology.director.namespace().run(work).unwrap();
-        inside(&|| assert_eq!(xdp_link::query(link).unwrap().programs, [(mode, id)]));
-        inside(&|| xdp_link::detach(link, mode, &foreign).unwrap());
+        assert_eq!(attached(eth1), [(mode, id)]);
+        let detach = || xdp_link::detach(eth1, mode, &foreign);
+        namespace.run(detach).unwrap().unwrap();
     }
 }
 
