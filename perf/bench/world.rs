@@ -177,7 +177,7 @@ impl Random {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 17;
         self.0 ^= self.0 << 5;
-        (self.0 as u64 * end as u64 >> 32) as u32
+        ((self.0 as u64 * end as u64) >> 32) as u32
     }
 }
 

@@ -77,7 +77,7 @@ impl Hash {
     }
 }
 
-/// What a search will most likely find: see [`Index::first_guess`].
+/// What a search will most likely find: see `Index::first_guess`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guess(u32);
 

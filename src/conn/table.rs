@@ -140,7 +140,7 @@ impl ConnectionTable {
     }
 
     /// Starts loading the entry that a lookup of this hash most likely finds, and says which: for
-    /// [`lookup_guessed`](ConnectionTable::lookup_guessed) in the same batch. Its bucket should be loaded by now.
+    /// [`confirm`](ConnectionTable::confirm) in the same batch. Its bucket should be loaded by now.
     #[inline]
     pub fn prefetch_entry(&self, hash: Hash) -> Guess {
         let guess = self.index.first_guess(hash);
