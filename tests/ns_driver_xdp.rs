@@ -555,6 +555,8 @@ fn refuses_to_send_by_a_queue_that_cannot<R: Rings>() {
             assert!(ip.unwrap().success());
             let e0 = netlink.link("e0").unwrap();
             netlink.set_up(e0.index, true).unwrap();
+            let maps = FilterMaps::new().unwrap();
+            XdpInterface::attach(e0.index, &maps, Some(AttachMode::Generic), None).unwrap();
             let mut wrong = config(&e0, 2, false);
             wrong.queues.remove(0);
             let error = XskDriver::<R>::open(wrong).err().unwrap().to_string();
