@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use uvs::conn::WorkerId;
-use uvs::conn::{Connection, ConnectionTable};
+use uvs::conn::{Connection, ConnectionTable, Tick};
 use uvs::control::protocol::Command;
 use uvs::control::registry::{Registry, Routes, build_scheduler};
 use uvs::control::state::State;
@@ -177,6 +177,14 @@ impl MemoryDirector {
             pipeline: self.pipeline.long_way_only(),
             ..self
         }
+    }
+
+    /// Ends the connections whose time has come, as the control thread does.
+    #[allow(dead_code, reason = "as above")]
+    pub fn sweep(&self) {
+        let now = Tick::from_boot_ns(self.now_ns);
+        self.connections
+            .sweep(now, usize::MAX / 2, &mut |gone| self.table.count_off(gone));
     }
 
     /// Every connection, in a fixed order.

@@ -1,0 +1,86 @@
+//! The data plane allocates nothing once it runs. How: an allocator that counts what this thread asks of it, and the bench's
+//! director in memory: new connections, then packets of known ones, by each method. A test binary of its own, as there is one
+//! allocator in a program.
+#![allow(unsafe_code, reason = "an allocator is unsafe to be; this one counts and passes on")]
+
+#[path = "../perf/bench/world.rs"]
+#[allow(dead_code, reason = "the bench needs more of it")]
+mod world;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use uvs::packet::TcpFlags;
+use uvs::service::Method;
+use world::{Random, World};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // A thread that ends is not the one that is watched.
+    ALLOCATIONS.try_with(|n| n.set(n.get() + 1)).unwrap_or_default();
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting touches a thread-local number only.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above, and `memory` came from `System`.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations while `work` runs.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+const CONNECTIONS: u32 = 6400;
+
+#[test]
+fn no_allocation_for_new_connections_nor_for_known_ones() {
+    assert_eq!(
+        allocations(|| drop(Box::new(1))),
+        1,
+        "the allocator that is watched is the one in use"
+    );
+    for method in [Method::Masq, Method::Route, Method::Tunnel] {
+        let mut world = World::new(method, CONNECTIONS);
+        let new = allocations(|| world.establish(CONNECTIONS));
+        // `establish` itself makes a list of the clients.
+        assert!(new <= 1, "{method:?}: {new} allocations for {CONNECTIONS} connections");
+        let mut random = Random::new();
+        for flags in [TcpFlags::ACK, TcpFlags::FIN | TcpFlags::ACK, TcpFlags::SYN] {
+            let known = allocations(|| {
+                for _ in 0..200 {
+                    let clients = std::array::from_fn::<u32, 64, _>(|_| random.below(CONNECTIONS));
+                    world.fill(clients.into_iter(), flags);
+                    world.process();
+                    world.drain();
+                }
+            });
+            assert_eq!(known, 0, "{method:?}, flags {flags:#x}");
+        }
+        assert!(world.transmitted() > 3 * 200 * 64);
+    }
+}
