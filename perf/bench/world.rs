@@ -269,7 +269,7 @@ const FRAME_LEN: usize = 60;
 
 /// A frame in its chunk.
 pub struct BenchFrame {
-    chunk: &'static mut [u8],
+    chunk: &'static mut [u8; CHUNK],
     start: u32,
     len: u32,
 }
@@ -334,13 +334,13 @@ impl BenchDriver {
         memory.fill(0);
         // Kept to the end of the program.
         let memory: &'static mut MmapMut = Box::leak(Box::new(memory));
-        let frame = |chunk| BenchFrame {
+        let frame = |chunk: &'static mut [u8; CHUNK]| BenchFrame {
             chunk,
             start: HEADROOM,
             len: 0,
         };
         BenchDriver {
-            free: memory.chunks_exact_mut(CHUNK).map(frame).collect(),
+            free: memory.as_chunks_mut().0.iter_mut().map(frame).collect(),
             sent: Vec::with_capacity(CHUNKS),
         }
     }

@@ -45,10 +45,9 @@ impl<'t> Hit<'t> {
         self.seen.method()
     }
 
-    /// The deadline of an entry that stays in its state is to be written again: see [`EntryRef::touch`].
+    /// An entry that stays in its state, and so gets this deadline, is to be written again: see [`EntryRef::touch`].
     #[inline(always)]
-    pub fn is_due(&self, now: Tick, timeouts: &TimeoutTable) -> bool {
-        let deadline = now.after(timeouts.ticks_of_bits(self.seen.state_bits()));
+    pub fn is_due(&self, deadline: Tick) -> bool {
         deadline.0.wrapping_sub(self.seen.deadline().0) >= REFRESH_TICKS
     }
 
@@ -56,7 +55,10 @@ impl<'t> Hit<'t> {
     #[inline(always)]
     pub fn touch(&self, flags: TcpFlags, now: Tick, timeouts: &TimeoutTable) -> Option<StateChange> {
         // Most packets by far: data and acknowledgements.
-        if self.seen.is_established_tcp() && tcp::is_plain(flags) && !self.is_due(now, timeouts) {
+        if self.seen.is_established_tcp()
+            && tcp::is_plain(flags)
+            && !self.is_due(now.after(timeouts.ticks(State::Established)))
+        {
             return None;
         }
         self.entry.touch_seen(self.seen, self.direction, flags, now, timeouts)

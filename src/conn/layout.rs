@@ -126,17 +126,14 @@ impl Control {
         self.0 & Control::KEY_MASK == key_bits
     }
 
-    /// What of the lower half a [`Steady`](super::Steady) compares.
-    const STEADY_MASK: u32 = (Control::KEY_MASK | 0xff << STATE_SHIFT) as u32;
-
-    /// The bits of that mask of an IPv4 client's entry.
-    pub const fn steady_bits(kind: Kind, protocol: Protocol, state: State) -> u32 {
-        kind as u32 | (protocol.0 as u32) << PROTOCOL_SHIFT | (state as u32) << STATE_SHIFT
-    }
-
+    /// A connection of an IPv4 client, TCP and established: kind, family, protocol and state in one comparison.
     #[inline(always)]
-    pub fn has_steady_bits(self, bits: u32) -> bool {
-        self.0 as u32 & Control::STEADY_MASK == bits
+    pub fn is_established_tcp_v4(self) -> bool {
+        const MASK: u64 = Control::KEY_MASK | 0xff << STATE_SHIFT;
+        const WANTED: u64 = Kind::Connection as u64
+            | (Protocol::TCP.0 as u64) << PROTOCOL_SHIFT
+            | (State::Established as u64) << STATE_SHIFT;
+        self.0 & MASK == WANTED
     }
 
     #[inline]
@@ -196,11 +193,6 @@ impl Control {
     #[inline]
     pub fn state(self) -> State {
         State::from_bits((self.0 >> STATE_SHIFT) as u8).unwrap_or(State::None)
-    }
-
-    #[inline(always)]
-    pub fn state_bits(self) -> u8 {
-        (self.0 >> STATE_SHIFT) as u8
     }
 
     #[inline]

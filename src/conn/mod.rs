@@ -50,6 +50,5 @@ pub use layout::{Direction, Kind};
 pub use recover::{Recovered, Recovery};
 pub use slots::CAPACITY_MAX;
 pub use state::{State, StateChange, TimeoutTable};
-pub use steady::Steady;
 pub use table::{ConnectionTable, Guess, Hash, WorkerId};
 pub use time::{Tick, ticks_of_seconds};

@@ -137,11 +137,6 @@ impl TimeoutTable {
     /// Ticks that a connection in this state lasts without a packet.
     #[inline]
     pub fn ticks(&self, state: State) -> u32 {
-        self.ticks_of_bits(state as u8)
-    }
-
-    #[inline(always)]
-    pub(super) fn ticks_of_bits(&self, state: u8) -> u32 {
         self.ticks[state as usize & 15]
     }
 }

@@ -1,43 +1,22 @@
-//! The packets that change nothing about their connection but its deadline, which are most: told by one comparison.
+//! The packets that change nothing about their connection but its deadline, and are most: told by few comparisons.
 
 use std::sync::atomic::Ordering;
 
 use super::entry::{EntryRef, Hit};
 use super::index::Guess;
-use super::layout::{ADDRESSES, CONTROL, Control, Direction, Kind, PORTS};
+use super::layout::{ADDRESSES, CONTROL, Control, Direction, PORTS};
 use super::table::ConnectionTable;
-use super::{State, tcp};
-use crate::packet::{FlowKey, Protocol, TcpFlags};
-
-/// Kind, family of the client, protocol and state of the entries that a packet leaves in their state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Steady(u32);
-
-impl Steady {
-    /// Fits no entry.
-    pub const NONE: Steady = Steady(u32::MAX);
-    /// An established TCP connection.
-    const ESTABLISHED: Steady = Steady(Control::steady_bits(
-        Kind::Connection,
-        Protocol::TCP,
-        State::Established,
-    ));
-
-    /// Of a TCP packet over IPv4 by its flags; any other has none.
-    #[inline(always)]
-    pub fn of(flags: TcpFlags) -> Steady {
-        if tcp::is_plain(flags) {
-            Steady::ESTABLISHED
-        } else {
-            Steady::NONE
-        }
-    }
-}
+use super::tcp;
+use crate::packet::{FlowKey, TcpFlags};
 
 impl ConnectionTable {
-    /// As [`confirm`](ConnectionTable::confirm), for flows over IPv4 and entries that fit `steady` only.
+    /// As [`confirm`](ConnectionTable::confirm), for a TCP packet over IPv4 that leaves its connection established. `None` of
+    /// any other packet and entry. (Packets of other protocols have no flags, so what their key is does not matter.)
     #[inline(always)]
-    pub fn confirm_steady(&self, guess: Guess, steady: Steady, key: &FlowKey) -> Option<Hit<'_>> {
+    pub fn confirm_steady(&self, guess: Guess, key: &FlowKey, flags: TcpFlags) -> Option<Hit<'_>> {
+        if !tcp::is_plain(flags) {
+            return None;
+        }
         let slot = self.slots().get(guess.slot() as usize)?;
         let word = |n: usize| slot.words[n].load(Ordering::Relaxed);
         let seen = Control(word(CONTROL));
@@ -46,7 +25,7 @@ impl ConnectionTable {
             Direction::Forward => (word(PORTS) >> 32) as u32,
             Direction::Reply => word(PORTS) as u32,
         };
-        let fits = seen.has_steady_bits(steady.0)
+        let fits = seen.is_established_tcp_v4()
             && ports == key.ports
             && word(ADDRESSES + direction as usize) == key.addresses[0];
         fits.then_some(Hit {
@@ -60,36 +39,34 @@ impl ConnectionTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::Tick;
-    use crate::packet::Family;
+    use crate::conn::{Kind, State, Tick};
+    use crate::packet::{Family, Protocol};
     use crate::service::Method;
 
-    /// Goal: what counts as steady really leaves every state as it is. How: all flags and states, against the state machine.
+    /// Goal: what counts as steady really leaves the state as it is. How: all flags and control words, against the state
+    /// machine.
     #[test]
     fn steady_packets_change_no_state() {
         let mut steady = 0;
-        for flags in (0..=255).map(TcpFlags) {
-            for state in State::ALL.iter().copied() {
-                for method in [Method::Route, Method::Masq, Method::Tunnel] {
-                    let (kind, v4) = (Kind::Connection, Family::V4);
-                    let control = Control::new(kind, v4, v4, Protocol::TCP, method, state, Tick(77));
-                    let bits = Steady::of(flags).0;
-                    if !control.has_steady_bits(bits) {
-                        continue;
+        for kind in [Kind::Connection, Kind::Template] {
+            for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
+                for family in [Family::V4, Family::V6] {
+                    for state in State::ALL.iter().copied() {
+                        let control = Control::new(kind, family, family, protocol, Method::Masq, state, Tick(77));
+                        if control.is_established_tcp_v4() {
+                            steady += 1;
+                            assert_eq!((kind, protocol, family), (Kind::Connection, Protocol::TCP, Family::V4));
+                            for flags in (0..=255).map(TcpFlags).filter(|flags| tcp::is_plain(*flags)) {
+                                for direction in [Direction::Forward, Direction::Reply] {
+                                    assert_eq!(state.next(protocol, control.method(), direction, flags), state);
+                                }
+                            }
+                        }
+                        assert!(!control.retired().is_established_tcp_v4());
                     }
-                    steady += 1;
-                    for direction in [Direction::Forward, Direction::Reply] {
-                        assert_eq!(state.next(Protocol::TCP, method, direction, flags), state);
-                    }
-                    assert!(!control.retired().has_steady_bits(bits));
                 }
             }
         }
-        assert_eq!(
-            steady,
-            3 * 256 / 16,
-            "plain acknowledgements of established connections"
-        );
-        assert!(!Control(0).has_steady_bits(Steady::NONE.0) && !Control(u64::MAX).has_steady_bits(Steady::NONE.0));
+        assert_eq!(steady, 1);
     }
 }

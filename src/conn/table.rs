@@ -144,9 +144,7 @@ impl ConnectionTable {
     #[inline]
     pub fn prefetch_entry(&self, hash: Hash) -> Guess {
         let guess = self.index.first_guess(hash);
-        if let Some(reference) = guess.reference()
-            && let Some(slot) = self.slots().get(reference.slot() as usize)
-        {
+        if let Some(slot) = self.slots().get(guess.slot() as usize) {
             prefetch(slot);
         }
         guess

@@ -5,11 +5,10 @@
 //! start.
 
 use super::driver::Driver;
-use super::pipeline::Looked;
+use super::pipeline::{Finding, Looked};
 use super::round::Round;
 use crate::conn::{Direction, EntryRef, Hit};
 use crate::forward::{masq, route, tunnel};
-use crate::packet::parse::Packet;
 use crate::packet::rewrite::{Endpoint, Side};
 use crate::packet::{Frame, Mac, Parsed};
 use crate::service::Method;
@@ -25,12 +24,12 @@ impl<D: Driver> Round<'_, D> {
         interface: InterfaceId,
         looked: &Looked,
     ) -> Option<InterfaceId> {
-        let Packet::Flow(parsed) = looked.packet.as_ref().ok()? else {
+        let Finding::Common(parsed) = &looked.finding else {
             return None;
         };
         let hit = self
             .connections
-            .confirm_steady(looked.guess, looked.steady, &parsed.flow)?;
+            .confirm_steady(looked.guess, &parsed.flow, parsed.tcp_flags)?;
         if parsed.ttl <= 1 {
             return None;
         }
@@ -39,7 +38,7 @@ impl<D: Driver> Round<'_, D> {
             Direction::Forward => self.express_inbound(frame, interface, parsed, hit, destination)?,
             Direction::Reply => self.express_outbound(frame, parsed, hit, destination)?,
         };
-        if hit.is_due(self.now, self.timeouts)
+        if hit.is_due(self.established_until)
             && let Some(change) = hit.touch(parsed.tcp_flags, self.now, self.timeouts)
         {
             change.count_on(&destination.load);

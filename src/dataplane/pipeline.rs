@@ -15,41 +15,47 @@ use super::counters::{FrameCounts, WorkerShared};
 use super::driver::{BATCH_MAX, Driver, Received};
 use super::pieces;
 use super::round::Round;
-use crate::conn::{ConnectionTable, Guess, Hash, Steady, Tick, TimeoutTable, WorkerId};
+use crate::conn::{ConnectionTable, Guess, Hash, State, Tick, TimeoutTable, WorkerId};
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
 use crate::packet::parse::{Packet, parse_any, parse_common};
-use crate::packet::{DropReason, Frame};
+use crate::packet::{DropReason, Frame, Parsed};
 use crate::table::{Hops, Table};
+
+/// What a frame is.
+#[derive(Clone, Copy)]
+pub(super) enum Finding {
+    /// What [`parse_common`] knows.
+    Common(Parsed),
+    /// What only [`parse_any`] knows.
+    Other(Result<Packet, DropReason>),
+}
 
 /// What the first passes found out about a frame.
 #[derive(Clone, Copy)]
 pub(super) struct Looked {
-    pub packet: Result<Packet, DropReason>,
+    pub finding: Finding,
     /// Of a flow, with the entry that it most likely has. Of others anything.
     pub hash: Hash,
     pub guess: Guess,
-    /// The state in which it may take the short way.
-    pub steady: Steady,
 }
 
 impl Looked {
     /// Any frame.
     #[inline(never)]
     fn look_closer<F: Frame>(&mut self, frame: &F, connections: &ConnectionTable) {
-        self.steady = Steady::NONE;
-        self.packet = parse_any(frame.bytes(), frame.offload());
-        if let Ok(Packet::Flow(parsed)) = &self.packet {
+        let packet = parse_any(frame.bytes(), frame.offload());
+        if let Ok(Packet::Flow(parsed)) = &packet {
             self.hash = connections.hash(&parsed.flow);
             connections.prefetch_bucket(self.hash);
         }
+        self.finding = Finding::Other(packet);
     }
 
     const NOTHING: Looked = Looked {
-        packet: Ok(Packet::Other),
+        finding: Finding::Other(Ok(Packet::Other)),
         hash: Hash::NONE,
         guess: Guess::NONE,
-        steady: Steady::NONE,
     };
 }
 
@@ -108,13 +114,15 @@ impl Pipeline {
         self.follow(table);
         self.counts.received += batch.len() as u64;
         self.look(batch);
+        let now = Tick::from_boot_ns(now_ns);
         let mut round = Round {
             connections: &self.connections,
             hops: &self.hops,
             table,
             timeouts: &self.timeouts,
-            now: Tick::from_boot_ns(now_ns),
+            now,
             now_ns,
+            established_until: now.after(self.timeouts.ticks(State::Established)),
             worker: self.worker,
             counts: &mut self.counts,
             ids: &mut self.ids,
@@ -137,8 +145,7 @@ impl Pipeline {
                 Some(parsed) => {
                     looked.hash = connections.hash(&parsed.flow);
                     connections.prefetch_bucket(looked.hash);
-                    looked.steady = Steady::of(parsed.tcp_flags);
-                    looked.packet = Ok(Packet::Flow(parsed));
+                    looked.finding = Finding::Common(parsed);
                 }
                 None => looked.look_closer(&received.frame, connections),
             }
@@ -147,7 +154,8 @@ impl Pipeline {
             looked.guess = connections.prefetch_entry(looked.hash);
         }
         if self.long_way_only {
-            self.looked.iter_mut().for_each(|looked| looked.steady = Steady::NONE);
+            // Without a guess the index is searched, on the long way.
+            self.looked.iter_mut().for_each(|looked| looked.guess = Guess::NONE);
         }
     }
 

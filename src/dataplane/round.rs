@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::counters::FrameCounts;
 use super::driver::{Driver, Received};
 use super::pieces::Exit;
-use super::pipeline::Looked;
+use super::pipeline::{Finding, Looked};
 use crate::conn::{ConnectionTable, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
@@ -37,6 +37,8 @@ pub(super) struct Round<'a, D: Driver> {
     pub timeouts: &'a TimeoutTable,
     pub now: Tick,
     pub now_ns: u64,
+    /// The deadline of an established TCP connection whose packet comes now.
+    pub established_until: Tick,
     /// Which of the counters of a destination are ours.
     pub worker: WorkerId,
     pub counts: &'a mut FrameCounts,
@@ -58,18 +60,20 @@ impl<D: Driver> Round<'_, D> {
     /// Any frame.
     #[inline(never)]
     fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
-        let verdict = match &looked.packet {
-            Ok(Packet::Flow(parsed)) => {
+        let verdict = match &looked.finding {
+            Finding::Common(parsed) | Finding::Other(Ok(Packet::Flow(parsed))) => {
                 let verdict = self.flow(&mut frame, interface, parsed, looked.hash, looked.guess);
                 if verdict == Verdict::HandBack {
                     make_fit_for_stack(&mut frame, parsed);
                 }
                 verdict
             }
-            Ok(Packet::Fragment(fragment)) => return self.fragment(frame, interface, fragment, fragments),
-            Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
-            Ok(Packet::Other) => Verdict::HandBack,
-            Err(reason) => Verdict::Drop(*reason),
+            Finding::Other(Ok(Packet::Fragment(fragment))) => {
+                return self.fragment(frame, interface, fragment, fragments);
+            }
+            Finding::Other(Ok(Packet::IcmpError(parsed))) => self.related(&mut frame, interface, parsed),
+            Finding::Other(Ok(Packet::Other)) => Verdict::HandBack,
+            Finding::Other(Err(reason)) => Verdict::Drop(*reason),
         };
         self.settle(frame, verdict);
     }

@@ -44,6 +44,14 @@ pub fn ipv4_header_20(header: &[u8; 20]) -> u16 {
     fold(word(0) + word(4) + word(8) + word(12) + word(16))
 }
 
+/// Whether the checksum of an IPv4 header without options is right: its sum is then a multiple of 0xffff, and not 0.
+#[inline(always)]
+pub fn is_ipv4_header_20_right(header: &[u8; 20]) -> bool {
+    let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as u64;
+    let sum = word(0) + word(4) + word(8) + word(12) + word(16);
+    sum.is_multiple_of(0xffff) && sum != 0
+}
+
 /// The checksum of some bytes whose checksum field holds 0: what belongs into the field.
 pub fn of(bytes: &[u8]) -> u16 {
     !fold(sum(bytes))

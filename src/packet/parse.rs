@@ -66,7 +66,7 @@ impl Parsed {
     /// Length of the IP packet in bytes: what counts as bytes in the statistics.
     #[inline]
     pub fn ip_len(&self) -> u32 {
-        self.end - self.l3 as u32
+        self.end - ETHERNET_HEADER_LEN as u32
     }
 
     /// IPv4 without options, or IPv6 without extension headers.
@@ -153,14 +153,17 @@ pub fn parse_common(bytes: &[u8]) -> Option<Parsed> {
     let end = L3 + ip.total_len() as usize;
     let transport = bytes.get(L4..end)?;
     let fragmentation = u16::from_ne_bytes([ip_header[6], ip_header[7]]);
-    if fragmentation & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0 || checksum::ipv4_header_20(ip_header) != 0xffff
+    if fragmentation & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0 || !checksum::is_ipv4_header_20_right(ip_header)
     {
         return None;
     }
-    let (ports, tcp_flags) = match Protocol(ip.protocol().0) {
-        Protocol::TCP => tcp_fields(transport).ok()?,
-        Protocol::UDP => (udp_ports(transport).ok()?, 0),
-        _ => return None,
+    let protocol = Protocol(ip.protocol().0);
+    let (ports, tcp_flags) = if protocol == Protocol::TCP {
+        tcp_fields(transport).ok()?
+    } else if protocol == Protocol::UDP {
+        (udp_ports(transport).ok()?, 0)
+    } else {
+        return None;
     };
     let flow = FlowKey::v4(
         Protocol(ip.protocol().0),

@@ -22,7 +22,7 @@ impl HopId {
 /// All hops that clients' frames came from; at most [`Hops::CAPACITY`].
 #[derive(Debug)]
 pub struct Hops {
-    /// `1 << 63 | interface << 48 | link address`; 0 = free. Number 0 stays free.
+    /// Link address, interface and [`Hops::USED`], in the order of memory; 0 = free. Number 0 stays free.
     slots: Box<[AtomicU64; Hops::CAPACITY]>,
 }
 
@@ -39,7 +39,7 @@ impl Hops {
     pub const CAPACITY: usize = 1 << 14;
     /// Slots that a search looks at before it gives up.
     const PROBES: usize = 64;
-    const USED: u64 = 1 << 63;
+    const USED: u8 = 1;
 
     /// The id of a pair, given now if it has none; [`HopId::UNKNOWN`] when there is no room for it.
     pub fn intern(&self, interface: InterfaceId, mac: Mac) -> HopId {
@@ -61,7 +61,7 @@ impl Hops {
     }
 
     /// Whether `id` is this pair: one load, for each frame of a client.
-    #[inline]
+    #[inline(always)]
     pub fn is(&self, id: HopId, interface: InterfaceId, mac: Mac) -> bool {
         self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed) == pack(interface, mac)
     }
@@ -70,19 +70,15 @@ impl Hops {
     #[inline]
     pub fn get(&self, id: HopId) -> Option<(InterfaceId, Mac)> {
         let word = self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed);
-        if word & Hops::USED == 0 {
-            return None;
-        }
-        let b = word.to_be_bytes();
-        Some((InterfaceId(b[1]), Mac([b[2], b[3], b[4], b[5], b[6], b[7]])))
+        let [a, b, c, d, e, f, interface, used] = word.to_ne_bytes();
+        (used == Hops::USED).then_some((InterfaceId(interface), Mac([a, b, c, d, e, f])))
     }
 }
 
 #[inline]
 fn pack(interface: InterfaceId, mac: Mac) -> u64 {
-    let m = mac.0;
-    let address = u64::from_be_bytes([m[0], m[1], m[2], m[3], m[4], m[5], 0, 0]) >> 16;
-    Hops::USED | (interface.0 as u64) << 48 | address
+    let [a, b, c, d, e, f] = mac.0;
+    u64::from_ne_bytes([a, b, c, d, e, f, interface.0, Hops::USED])
 }
 
 #[cfg(test)]
