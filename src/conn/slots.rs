@@ -16,7 +16,7 @@ use super::epoch::Padded;
 pub const CHUNK: u32 = 64;
 /// Slots beyond the capacity: this many, and one for each so many of the capacity. At 1 M they last a flood of a million
 /// connections a second for 17 ms, should a worker be kept from its next batch for so long.
-pub const RESERVE_MIN: u32 = 1024;
+pub const RESERVE_MIN: u32 = 960;
 const RESERVE_PART: u32 = 64;
 /// Largest capacity: a reference into the slots and its direction fit 32 bits.
 pub const CAPACITY_MAX: u32 = (1 << 30) - (1 << 25);
