@@ -188,9 +188,9 @@ fn full_memory_lets_the_oldest_go() {
         }
     );
     assert_eq!(reassembly.held(), DATAGRAMS_MAX as u64);
-    assert_eq!(
-        reassembly.index.capacity(),
-        capacity,
+    // `capacity` counts what still goes in before the map is tidied up in place; only growing would allocate.
+    assert!(
+        reassembly.index.capacity() <= capacity,
         "nothing is allocated after the start"
     );
     let newest = DATAGRAMS_MAX as u16 * 40 - 1;
