@@ -15,8 +15,9 @@ use super::epoch::Padded;
 /// Slots of a chunk.
 pub const CHUNK: u32 = 64;
 /// Slots beyond the capacity: this many, and one for each so many of the capacity. At 1 M they last a flood of a million
-/// connections a second for 17 ms, should a worker be kept from its next batch for so long.
-pub const RESERVE_MIN: u32 = 960;
+/// connections a second for 17 ms, should a worker be kept from its next batch for so long. (The least is a batch of seven
+/// workers; more would show in the bytes a connection of small tables.)
+pub const RESERVE_MIN: u32 = 7 * CHUNK;
 const RESERVE_PART: u32 = 64;
 /// Largest capacity: a reference into the slots and its direction fit 32 bits.
 pub const CAPACITY_MAX: u32 = (1 << 30) - (1 << 25);
