@@ -56,7 +56,7 @@ struct Running {
 }
 
 impl Running {
-    /// nginx and iperf3 on every server, the director with a service for each, method by method.
+    /// nginx on every server, the director with a service for each, method by method.
     fn start(label: &str, driver: &'static str) -> Option<Running> {
         if !wanted() {
             return None;
@@ -67,7 +67,6 @@ impl Running {
         let mut programs = Vec::new();
         for server in &s.topology.servers {
             programs.push(start_nginx(server, s.topology.cluster.directory(), &file));
-            programs.push(start_iperf3(server));
         }
         for (method, family) in cases() {
             s.offer(method, family).expect("the VIP");
@@ -81,7 +80,7 @@ impl Running {
         };
         for (method, family) in cases() {
             running.add_service(method, family, WEB, 2);
-            // iperf3 wants its two connections at one server.
+            // iperf3 wants its two connections at one server: the first.
             running.add_service(method, family, BULK, 1);
         }
         Some(running)
@@ -201,11 +200,13 @@ fn start_nginx(server: &Host, directory: &Path, file: &Path) -> Process {
     process
 }
 
+/// A server for one run: between two runs of one process there is a moment in which it refuses the next client.
 fn start_iperf3(server: &Host) -> Process {
     let mut command = server.command("iperf3").expect("a command");
-    command.args(["--server", "--port", &BULK.to_string()]);
-    let process = Process::start("iperf3", &mut command).expect("iperf3 is needed");
-    wait_for_listener(server, BULK);
+    command.args(["--server", "--one-off", "--forceflush", "--port", &BULK.to_string()]);
+    let mut process = Process::start("iperf3", &mut command).expect("iperf3 is needed");
+    let listening = process.wait_for_line(Duration::from_secs(5), |line| line.starts_with("Server listening"));
+    listening.expect("iperf3 listens");
     process
 }
 
@@ -284,6 +285,7 @@ fn iperf3(driver: &'static str) {
     for (method, family) in cases() {
         let vip = running.s.topology.vip(method, family).to_string();
         for direction in ["", "--reverse"] {
+            let mut server = start_iperf3(&running.s.topology.servers[0]);
             let mut arguments = vec![
                 "--client",
                 vip.as_str(),
@@ -295,6 +297,7 @@ fn iperf3(driver: &'static str) {
             ];
             arguments.extend((!direction.is_empty()).then_some(direction));
             let output = running.client("iperf3", &arguments);
+            server.wait(Duration::from_secs(5)).expect("its one run is over");
             let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
             let number = |path: &str| json.pointer(path).and_then(serde_json::Value::as_f64);
             let what = format!("{driver}, iperf3 {method:?} {family:?} {direction}");
