@@ -93,8 +93,15 @@ fn live_on(label: &str, driver: &str, other: &str) {
     );
     assert!(entries(&mut s) >= used, "entries were lost");
 
-    s.start(&["--driver", driver, "--takeover"]).expect("takes over");
-    all_go_on(&mut open, "takeover");
+    // One that cannot be leaves the running one alone.
+    s.start(&["--driver", "xdp", "--takeover", "--workers", "9"])
+        .expect_err("there are not so many queues");
+    all_go_on(&mut open, "a takeover that was refused");
+
+    s.start(&["--driver", driver, "--takeover", "--connections", "100000"])
+        .expect("takes over");
+    all_go_on(&mut open, "takeover with another capacity");
+    assert!(entries(&mut s) >= used, "entries were lost");
 
     stop(&mut s, true);
     drops_while_dead(&s);

@@ -132,6 +132,8 @@ fn no_request_fails_while_the_rules_change() {
         write(&file, "interfaces = [\"eth0\"]\n[[service]\n");
         let said = reload(&mut s, "not applied");
         assert!(said.contains(&format!("{path}:2")), "{said}");
+        write(&file, "# emptied\n");
+        reload(&mut s, "there is nothing in the file");
         assert_eq!(s.director().unwrap().ipvsadm("-Sn").unwrap(), before);
 
         let report = load.stop_without_failure(&format!("{driver}: rules change"));

@@ -18,6 +18,9 @@ pub enum AskError {
     /// The daemon said no.
     #[error("{0}")]
     Refused(String),
+    /// Done, and lost at the next restart.
+    #[error("the change is live, but it is not saved: {0}")]
+    Unsaved(String),
     /// The arguments make no sense.
     #[error("{0}")]
     Usage(String),
@@ -87,8 +90,9 @@ fn set(name: &str, value: &str, transport: &mut dyn Transport) -> Result<String,
         commands: vec![command],
         all_or_nothing: true,
     })? {
-        Reply::Applied { results } => match results.into_iter().next() {
-            Some(Some(error)) => Err(AskError::Refused(error.to_string())),
+        Reply::Applied { results, unsaved } => match (results.into_iter().next(), unsaved) {
+            (Some(Some(error)), _) => Err(AskError::Refused(error.to_string())),
+            (_, Some(reason)) => Err(AskError::Unsaved(reason)),
             _ => Ok(value.to_owned()),
         },
         reply => Err(refused(reply)),
@@ -143,6 +147,7 @@ mod tests {
                     };
                     Reply::Applied {
                         results: vec![result.err().map(|error| CommandError::Invalid(error.to_string()))],
+                        unsaved: None,
                     }
                 }
                 Request::Statistics => Reply::Statistics {

@@ -95,16 +95,6 @@ pub enum EntriesError {
         /// The file.
         path: PathBuf,
     },
-    /// Made with another `--connections`.
-    #[error("connection entries {}: {found} slots, wanted {wanted}", path.display())]
-    Capacity {
-        /// The file.
-        path: PathBuf,
-        /// Its slots.
-        found: u64,
-        /// Slots wanted.
-        wanted: u32,
-    },
     /// Shorter or longer than its header says.
     #[error("connection entries {}: {found} bytes, its header says {wanted}", path.display())]
     Length {
@@ -187,8 +177,8 @@ impl Entries {
         Ok(entries)
     }
 
-    /// The file of a daemon that was here before, with its entries as they were left.
-    pub fn open(path: &Path, slots: u32, boot_id: [u8; 16]) -> Result<Entries, EntriesError> {
+    /// The file of a daemon that was here before, with its entries as they were left; however many slots it has.
+    pub fn open(path: &Path, boot_id: [u8; 16]) -> Result<Entries, EntriesError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -203,7 +193,7 @@ impl Entries {
             return Err(EntriesError::NotEntries { path: path.into() });
         }
         let header = Entries::map_file(path, file, 0)?;
-        check_header(path, header.header(), found, slots, boot_id)?;
+        let slots = check_header(path, header.header(), found, boot_id)?;
         let file = header
             ._file
             .ok_or_else(|| EntriesError::NotEntries { path: path.into() })?;
@@ -284,13 +274,7 @@ fn file_bytes(slots: u32) -> u64 {
     HEADER_BYTES as u64 + slots as u64 * SLOT_BYTES as u64
 }
 
-fn check_header(
-    path: &Path,
-    header: &[AtomicU64],
-    length: u64,
-    slots: u32,
-    boot_id: [u8; 16],
-) -> Result<(), EntriesError> {
+fn check_header(path: &Path, header: &[AtomicU64], length: u64, boot_id: [u8; 16]) -> Result<u32, EntriesError> {
     let path = path.to_path_buf();
     let word = |n: usize| header[n].load(Ordering::Acquire);
     if word(HEADER_MAGIC) != MAGIC {
@@ -305,8 +289,8 @@ fn check_header(
     if [word(HEADER_BOOT_ID), word(HEADER_BOOT_ID + 1)] != boot_words(boot_id) {
         return Err(EntriesError::OtherBoot { path });
     }
-    let found = word(HEADER_SLOTS);
-    let wanted = (found.min(u32::MAX as u64)) * SLOT_BYTES as u64 + HEADER_BYTES as u64;
+    let slots = word(HEADER_SLOTS).min(u32::MAX as u64) as u32;
+    let wanted = file_bytes(slots);
     if length != wanted {
         return Err(EntriesError::Length {
             path,
@@ -314,14 +298,7 @@ fn check_header(
             wanted,
         });
     }
-    if found != slots as u64 {
-        return Err(EntriesError::Capacity {
-            path,
-            found,
-            wanted: slots,
-        });
-    }
-    Ok(())
+    Ok(slots)
 }
 
 fn boot_words(id: [u8; 16]) -> [u64; 2] {

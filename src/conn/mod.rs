@@ -47,7 +47,7 @@ pub use entry::{Connection, EntryRef, Hit};
 pub use expire::SweepReport;
 pub use insert::{InsertError, NewConnection, NewTemplate};
 pub use layout::{Direction, Kind};
-pub use recover::{Recovered, Recovery};
+pub use recover::{Recovered, Recovery, move_entries};
 pub use slots::CAPACITY_MAX;
 pub use state::{State, StateChange, TimeoutTable};
 pub use table::{ConnectionTable, Guess, Hash, WorkerId};

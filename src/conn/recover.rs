@@ -3,10 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use super::Tick;
+use super::entries::Entries;
 use super::entry::{Connection, EntryRef};
 use super::index::Reference;
 use super::insert::reply_key;
 use super::layout::{CONTROL, Control, Direction, Kind, RUNTIME, TAIL_MARK, TEMPLATE, runtime_word};
+use super::slots::width;
 use super::state::State;
 use super::table::ConnectionTable;
 
@@ -160,6 +162,33 @@ impl ConnectionTable {
         template.control_one_more();
         connection.slot.words[TEMPLATE].store(template.control_word(), Ordering::Relaxed);
     }
+}
+
+/// Moves the entries of a file into an empty one with more or fewer slots, in their order. Returns how many found no room.
+pub fn move_entries(from: &Entries, to: &Entries) -> usize {
+    let (from, to) = (from.slots(), to.slots());
+    let (mut next, mut lost) = (0, 0);
+    for (number, slot) in from.iter().enumerate() {
+        let control = Control(slot.words[CONTROL].load(Ordering::Relaxed));
+        if control.kind().is_none() {
+            continue;
+        }
+        // A second half that is missing is recovery's to notice.
+        let wide = control.is_wide() && number % 2 == 0 && number + 1 < from.len();
+        let begin = if wide { usize::next_multiple_of(next, 2) } else { next };
+        let width = width(wide) as usize;
+        let Some(room) = to.get(begin..begin + width) else {
+            lost += 1;
+            continue;
+        };
+        for (to, from) in room.iter().zip(&from[number..]) {
+            for (to, from) in to.words.iter().zip(&from.words) {
+                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        next = begin + width;
+    }
+    lost
 }
 
 enum Verdict {

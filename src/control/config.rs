@@ -15,6 +15,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::difference::difference;
 use super::protocol::Command;
 use super::state::{State, WEIGHT_MAX};
 use crate::options::DriverChoice;
@@ -76,8 +77,24 @@ pub struct Config {
     pub desired: State,
     /// Timeouts and settings shall be as in `desired` too (TOML); a rules file leaves them alone.
     pub complete: bool,
+    /// There is nothing in the file: it changes nothing, as that is more likely an accident than the wish to lose all
+    /// services.
+    pub empty: bool,
     /// Tells one content from another: see [`fingerprint`].
     pub fingerprint: u64,
+}
+
+impl Config {
+    /// The commands that make `running` what the configuration says.
+    pub fn changes(&self, running: &State) -> Vec<Command> {
+        if self.empty {
+            log::warn!(
+                "configuration: there is nothing in the file, so nothing changes; `service = []` removes all services"
+            );
+            return Vec::new();
+        }
+        difference(running, &self.desired, self.complete)
+    }
 }
 
 /// What only a start can change. `None` = not given here.
@@ -140,11 +157,13 @@ pub fn fingerprint(text: &str) -> u64 {
 
 /// Rules begin with an option; no line of TOML can.
 fn is_rules(text: &str) -> bool {
-    let mut lines = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.next().is_some_and(|line| line.starts_with('-'))
+    first_line(text).is_some_and(|line| line.starts_with('-'))
+}
+
+/// The first line that says something in either language.
+fn first_line(text: &str) -> Option<&str> {
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 /// An error without its file.
@@ -174,6 +193,7 @@ fn parse_rules(text: &str, rules: RulesParser) -> Result<Config, Fault> {
             daemon: DaemonConfig::default(),
             desired: applied.state,
             complete: false,
+            empty: false,
             fingerprint: fingerprint(text),
         }),
     }
@@ -209,6 +229,7 @@ fn parse_toml(text: &str) -> Result<Config, Fault> {
         daemon,
         desired: applied.state,
         complete: true,
+        empty: first_line(text).is_none(),
         fingerprint: fingerprint(text),
     })
 }

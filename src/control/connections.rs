@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::registry::{Registry, Routes};
 use crate::conn::{Connection, ConnectionTable, Entries, EntriesError, Kind, Recovered, Recovery, Tick};
-use crate::conn::{boot_id, is_tmpfs};
+use crate::conn::{boot_id, is_tmpfs, move_entries};
 use crate::packet::{Family, FlowKey, Protocol};
 use crate::service::{DestinationKey, ServiceKey, TransportProtocol};
 use crate::table::{Destination, DestinationId, HopId, Table};
@@ -72,8 +72,9 @@ impl EntriesFile {
         })?;
         let slots = ConnectionTable::slots_for(capacity);
         if self.path.exists() {
-            match Entries::open(&self.path, slots, boot_id) {
-                Ok(entries) => return Ok((entries, true)),
+            match Entries::open(&self.path, boot_id) {
+                Ok(entries) if entries.slots().len() == slots as usize => return Ok((entries, true)),
+                Ok(entries) => return Ok((self.resize(&entries, slots, boot_id)?, true)),
                 Err(error @ (EntriesError::InUse { .. } | EntriesError::Io { .. })) => return Err(error.into()),
                 Err(error) => {
                     log::warn!("{error}: starting without the connections in it");
@@ -87,6 +88,31 @@ impl EntriesFile {
             }
         }
         Ok((Entries::create(&self.path, slots, boot_id)?, false))
+    }
+
+    /// The entries in a file of so many slots, which takes the place of the one they were in.
+    fn resize(&self, entries: &Entries, slots: u32, boot_id: [u8; 16]) -> Result<Entries, RunDirError> {
+        let system = |action| {
+            move |source| RunDirError::System {
+                path: self.path.clone(),
+                action,
+                source,
+            }
+        };
+        let new = self.path.with_extension("new");
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(system("cannot remove the unfinished file beside it")(error));
+            }
+            _ => {}
+        }
+        let resized = Entries::create(&new, slots, boot_id)?;
+        let lost = move_entries(entries, &resized);
+        fs::rename(&new, &self.path).map_err(system("cannot replace it"))?;
+        if lost > 0 {
+            log::warn!("{lost} connections end: there is no room for them with the --connections of now");
+        }
+        Ok(resized)
     }
 
     /// Removes the file: the next start begins without connections.

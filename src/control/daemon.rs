@@ -12,7 +12,6 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 
 use super::config::{Config, ConfigError, DaemonConfig};
-use super::difference::difference;
 use super::outside::{Outside, Stuck};
 use super::protocol::{Command, CommandError, Reply, Request};
 use super::registry::Registry;
@@ -220,22 +219,22 @@ impl<O: Outside> Control<O> {
             // Nothing was done: that is the answer to each.
             Some(reason) => results.fill(Some(CommandError::Limit(reason))),
         }
-        let reply = move || answering.reply(Reply::Applied { results });
+        let reply = move |unsaved| answering.reply(Reply::Applied { results, unsaved });
         if changed {
             self.save(reply)
         } else {
-            reply()
+            reply(None)
         }
         Ok(())
     }
 
     /// Saves the rules as they are.
     pub fn save_now(&mut self) {
-        self.save(|| {});
+        self.save(|_| {});
     }
 
     /// Saves the state, then does what is to be done.
-    fn save(&mut self, then: impl FnOnce() + Send + 'static) {
+    fn save(&mut self, then: impl FnOnce(Option<String>) + Send + 'static) {
         match &self.saver {
             Some(saver) => {
                 let saved = Saved {
@@ -244,7 +243,7 @@ impl<O: Outside> Control<O> {
                 };
                 saver.save(saved, then);
             }
-            None => then(),
+            None => then(None),
         }
     }
 
@@ -341,7 +340,7 @@ impl<O: Outside> Control<O> {
 
     /// Makes live what the configuration has different from what runs.
     pub fn apply_config(&mut self, config: &Config) -> Result<(), Stuck> {
-        let commands = difference(&self.state, &config.desired, config.complete);
+        let commands = config.changes(&self.state);
         let applied = self.state.apply_all(&commands, true);
         if let Some(error) = applied.results.iter().flatten().next() {
             // The desired state is legal and differences lead to it, so this is a mistake of ours; still nothing changed.
@@ -356,7 +355,7 @@ impl<O: Outside> Control<O> {
         }
         log::info!("configuration applied: {} changes", commands.len());
         self.config = Some(config.fingerprint);
-        self.save(|| {});
+        self.save(|_| {});
         Ok(())
     }
 

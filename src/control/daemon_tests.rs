@@ -195,7 +195,7 @@ impl Fixture {
             all_or_nothing: false,
         };
         match self.ask(request) {
-            Reply::Applied { results } => results,
+            Reply::Applied { results, .. } => results,
             other => panic!("{other:?}"),
         }
     }
@@ -435,7 +435,8 @@ fn a_client_through_the_socket() {
         assert_eq!(
             reply,
             Reply::Applied {
-                results: vec![None, None]
+                results: vec![None, None],
+                unsaved: None,
             }
         );
         // Answered means saved.

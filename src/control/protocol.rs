@@ -140,6 +140,9 @@ pub enum Reply {
     Applied {
         /// `None` = done.
         results: Vec<Option<CommandError>>,
+        /// Why the rules, live as they are, could not be saved.
+        #[serde(default)]
+        unsaved: Option<String>,
     },
     /// To `List`, in the kernel's order of services; destinations newest first.
     Services {

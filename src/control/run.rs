@@ -53,6 +53,9 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     }
     let mut resolver = Resolver::open(Instant::now())?;
     let interfaces = find_interfaces(&settings.interfaces, &mut resolver)?;
+    // What can be wrong with the start is found before a running daemon is told to go.
+    let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
+    let entries = EntriesFile::place(settings.run_dir.as_deref(), &settings.state_dir)?;
     if settings.takeover {
         take_over(&settings.socket)?;
     }
@@ -68,7 +71,7 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     // Before anything is attached, so that a socket in use disturbs nothing. Requests wait until they are served.
     let (asked, requests) = unbounded();
     let server = Server::start(&settings.socket, asked)?;
-    let started = Started::new(&settings, interfaces, resolver, store)?;
+    let started = Started::new(&settings, interfaces, workers, entries, resolver, store)?;
     let ending = started.serve(&settings, rules, server, requests);
     drop(claims);
     ending
@@ -208,11 +211,11 @@ impl Started {
     fn new(
         settings: &Settings,
         interfaces: Vec<Interface>,
+        workers: usize,
+        file: EntriesFile,
         resolver: Resolver,
         store: Store,
     ) -> Result<Started, RunError> {
-        let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
-        let file = EntriesFile::place(settings.run_dir.as_deref(), &settings.state_dir)?;
         let (entries, left) = file.open(settings.connections)?;
         let connections = Arc::new(ConnectionTable::new(entries, workers));
         let (state, applied) = starting_state(settings, &store)?;
@@ -331,7 +334,7 @@ fn starting_state(settings: &Settings, store: &Store) -> Result<(State, Option<u
     };
     match &settings.config {
         Some(config) if saved.config != Some(config.fingerprint) => {
-            let commands = super::difference::difference(&saved.state, &config.desired, config.complete);
+            let commands = config.changes(&saved.state);
             let applied = saved.state.apply_all(&commands, true);
             log::info!("configuration applied: {} changes", commands.len());
             Ok((applied.state, Some(config.fingerprint)))

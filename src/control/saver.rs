@@ -13,8 +13,11 @@ use super::store::{Saved, Store};
 /// What is to be saved, and what is to be done when it was tried.
 struct Job {
     saved: Saved,
-    then: Box<dyn FnOnce() + Send>,
+    then: Then,
 }
+
+/// Gets the reason when saving failed.
+type Then = Box<dyn FnOnce(Option<String>) + Send>;
 
 /// The saving thread. Dropping it waits until everything is written.
 pub struct Saver {
@@ -40,7 +43,7 @@ impl Saver {
     }
 
     /// Saves soon, then runs `then`, also when saving failed: the change is live all the same.
-    pub fn save(&self, saved: Saved, then: impl FnOnce() + Send + 'static) {
+    pub fn save(&self, saved: Saved, then: impl FnOnce(Option<String>) + Send + 'static) {
         let job = Job {
             saved,
             then: Box::new(then),
@@ -48,7 +51,7 @@ impl Saver {
         let Some(jobs) = &self.jobs else { return };
         // The thread lives as long as we do: it ends when the channel is closed.
         if let Err(unsent) = jobs.send(job) {
-            (unsent.0.then)();
+            (unsent.0.then)(Some("the thread that saves is gone".to_owned()));
         }
     }
 
@@ -81,8 +84,8 @@ fn work(store: &Store, jobs: &Receiver<Job>, failure: &Mutex<Option<String>>) {
         if let Some(reason) = &result {
             log::error!("the change is live, but it is not saved: {reason}");
         }
-        *failure.lock().unwrap_or_else(PoisonError::into_inner) = result;
-        waiting.into_iter().for_each(|then| then());
+        *failure.lock().unwrap_or_else(PoisonError::into_inner) = result.clone();
+        waiting.into_iter().for_each(|then| then(result.clone()));
     }
 }
 
@@ -108,7 +111,8 @@ mod tests {
         let (done, answers) = crossbeam_channel::unbounded();
         for n in 0..50 {
             let (done, path) = (done.clone(), folder.path().join("rules.json"));
-            saver.save(saved(n), move || {
+            saver.save(saved(n), move |failure| {
+                assert_eq!(failure, None);
                 let text = std::fs::read_to_string(path).unwrap();
                 done.send((n, text)).unwrap();
             });
@@ -139,13 +143,13 @@ mod tests {
         let saver = Saver::start(store).unwrap();
         let save = |n| {
             let (done, answer) = crossbeam_channel::bounded(1);
-            saver.save(saved(n), move || done.send(()).unwrap());
-            answer.recv_timeout(Duration::from_secs(20)).unwrap();
+            saver.save(saved(n), move |failure| done.send(failure).unwrap());
+            answer.recv_timeout(Duration::from_secs(20)).unwrap()
         };
-        save(1);
-        assert!(saver.failure().unwrap().contains("cannot write"));
+        let failure = save(1);
+        assert!(failure.as_ref().unwrap().contains("cannot write"));
+        assert_eq!(saver.failure(), failure);
         std::fs::remove_dir(&obstacle).unwrap();
-        save(2);
-        assert_eq!(saver.failure(), None);
+        assert_eq!((save(2), saver.failure()), (None, None));
     }
 }

@@ -217,13 +217,17 @@ impl Call<'_> {
         });
         let commands: Vec<_> = commands.collect();
         let mut results = Vec::with_capacity(commands.len());
+        let mut failure = None;
         for chunk in commands.chunks(COMMANDS_MAX) {
             let commands = chunk.to_vec();
             match self.transport.call(&Request::Apply {
                 commands,
                 all_or_nothing: false,
             })? {
-                Reply::Applied { results: some } if some.len() == chunk.len() => results.extend(some),
+                Reply::Applied { results: some, unsaved } if some.len() == chunk.len() => {
+                    results.extend(some);
+                    failure = unsaved;
+                }
                 reply => return Err(unexpected(reply)),
             }
         }
@@ -238,6 +242,10 @@ impl Call<'_> {
             if let Some(complaint) = complaint {
                 self.complain(&complaint);
             }
+        }
+        // Nothing that ipvsadm could fail at: the exit code is of the change, which is live.
+        if let Some(reason) = failure {
+            self.complain(&format!("uvs: the change is live, but it is not saved: {reason}"));
         }
         Ok(exit_code)
     }

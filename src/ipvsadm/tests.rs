@@ -46,6 +46,7 @@ impl Transport for InMemory {
                 self.state = applied.state;
                 Reply::Applied {
                     results: applied.results,
+                    unsaved: None,
                 }
             }
             Request::List { service } => Reply::Services {
@@ -286,6 +287,7 @@ impl Transport for YesMan {
             self.0.extend(commands.iter().cloned());
             return Ok(Reply::Applied {
                 results: vec![None; commands.len()],
+                unsaved: None,
             });
         }
         InMemory::default().call(request)
@@ -397,6 +399,7 @@ fn refusals_have_the_kernels_words() {
         fn call(&mut self, _: &Request) -> Result<Reply, ClientError> {
             Ok(Reply::Applied {
                 results: vec![Some(self.0.clone())],
+                unsaved: None,
             })
         }
     }
