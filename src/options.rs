@@ -86,10 +86,16 @@ pub struct SocketOption {
 impl SocketOption {
     /// The path to use: the option, else `UVS_SOCKET`, else [`SOCKET_DEFAULT`].
     pub fn resolve(&self) -> PathBuf {
+        self.resolve_or(None)
+    }
+
+    /// The same for the daemon, whose configuration may name one: it comes before the default.
+    pub fn resolve_or(&self, configured: Option<PathBuf>) -> PathBuf {
         let variable = || std::env::var_os(SOCKET_VARIABLE).filter(|value| !value.is_empty());
         self.path
             .clone()
             .or_else(|| variable().map(PathBuf::from))
+            .or(configured)
             .unwrap_or_else(|| PathBuf::from(SOCKET_DEFAULT))
     }
 }

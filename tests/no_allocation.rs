@@ -1,8 +1,11 @@
 //! The data plane allocates nothing once it runs. How: an allocator that counts what this thread asks of it, and the bench's
 //! director in memory: new connections, then packets of known ones, by each method. A test binary of its own, as there is one
 //! allocator in a program.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(unsafe_code, reason = "an allocator is unsafe to be; this one counts and passes on")]
 
+#[path = "support/memory_director.rs"]
+mod memory_director;
 #[path = "../perf/bench/world.rs"]
 #[allow(dead_code, reason = "the bench needs more of it")]
 mod world;
@@ -10,7 +13,9 @@ mod world;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use uvs::packet::TcpFlags;
+use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
+use serde_json::Value;
+use uvs::packet::{Offload, TcpFlags};
 use uvs::service::Method;
 use world::{Random, World};
 
@@ -83,4 +88,50 @@ fn no_allocation_for_new_connections_nor_for_known_ones() {
         }
         assert!(world.transmitted() > 3 * 200 * 64);
     }
+}
+
+/// The same for every kind of packet that the kernel was recorded with: both families, TCP and UDP, errors in and out,
+/// fragments, tunnels, damage.
+#[test]
+fn no_allocation_for_any_recorded_packet() {
+    thread_local! {
+        static FRAMES: Cell<u64> = const { Cell::new(0) };
+    }
+    let file: Value = serde_json::from_str(include_str!("kernel/packets.json")).unwrap();
+    for vector in file["vectors"].as_array().unwrap() {
+        let mut director = MemoryDirector::new(1024);
+        director.around = |work| {
+            FRAMES.set(FRAMES.get() + 1);
+            let made = allocations(work);
+            assert_eq!(made, 0, "allocations for frame {}", FRAMES.get());
+        };
+        let lines = |key: &str| {
+            vector[key]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|line| line.as_str().unwrap())
+        };
+        for line in lines("pre") {
+            let (name, value) = line.rsplit(' ').next().unwrap().split_once('=').unwrap();
+            director.sysctl(name.trim_start_matches("net.ipv4.vs."), value);
+        }
+        lines("setup").for_each(|line| director.ipvsadm(line));
+        for step in vector["steps"].as_array().unwrap() {
+            if let Some(command) = step["command"].as_str() {
+                director.ipvsadm(command);
+                continue;
+            }
+            let hex = step["input_hex"].as_str().unwrap();
+            let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let frame: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            let from_client = step["inject_on"] == "client_side";
+            director.inject(
+                if from_client { CLIENT_SIDE } else { SERVER_SIDE },
+                &frame,
+                Offload::default(),
+            );
+        }
+    }
+    assert!(FRAMES.get() > 150, "only {} frames", FRAMES.get());
 }

@@ -305,22 +305,31 @@ fn servers_behind_a_router() {
     assert_balanced(&mut s);
 }
 
+/// Both workers get a part of the frames, and schedule together.
 #[test]
 fn two_queues_and_two_workers() {
-    let plan = Plan {
-        queues: 2,
-        ..Plan::new(Layout::TwoArmed)
-    };
-    let Some(mut s) = started("queues", plan, Method::Masq, Family::V4, &["--workers", "2"]) else {
-        return;
-    };
-    s.add_service(Method::Masq, Family::V4, "-s rr").unwrap();
-    let answers = requests(&s, Method::Masq, Family::V4, 60);
-    assert_eq!(answers.iter().filter(|answer| *answer == "server1-hk").count(), 30);
-    for n in [11, 12] {
-        assert_row(&mut s, &format!("-> 192.168.0.{n}:80 Masq 1 0 30"));
+    for driver in ["xdp", "raw"] {
+        let plan = Plan {
+            queues: 2,
+            ..Plan::new(Layout::TwoArmed)
+        };
+        let arguments = ["--workers", "2", "--driver", driver];
+        let label = format!("queues-{driver}");
+        let Some(mut s) = started(&label, plan, Method::Masq, Family::V4, &arguments) else {
+            return;
+        };
+        s.add_service(Method::Masq, Family::V4, "-s rr").unwrap();
+        let answers = requests(&s, Method::Masq, Family::V4, 60);
+        assert_eq!(answers.iter().filter(|answer| *answer == "server1-hk").count(), 30);
+        for n in [11, 12] {
+            assert_row(&mut s, &format!("-> 192.168.0.{n}:80 Masq 1 0 30"));
+        }
+        assert_balanced(&mut s);
+        let statistics = s.director().unwrap().statistics().unwrap();
+        let by_worker: Vec<u64> = serde_json::from_value(statistics["received_by_worker"].clone()).unwrap();
+        assert_eq!(by_worker.len(), 2);
+        assert!(by_worker.iter().all(|frames| *frames > 50), "{driver}: {by_worker:?}");
     }
-    assert_balanced(&mut s);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use memmap2::{Advice, MmapMut};
 use uvs::conn::{ConnectionTable, NewConnection, State, TimeoutTable, WorkerId};
 use uvs::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
 use uvs::dataplane::pipeline::Pipeline;
+use uvs::forward::Identifications;
 use uvs::packet::{Family, FlowKey, Frame, Mac, NoRoom, Offload, Protocol, TcpFlags, checksum};
 use uvs::scheduler::{Candidate, Load, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
@@ -55,7 +56,7 @@ impl World {
     pub fn new(method: Method, capacity: u32) -> World {
         let table = ConnectionTable::anonymous(capacity, 1).expect("memory for the connections");
         let (connections, hops) = (Arc::new(table), Arc::new(Hops::default()));
-        let pipeline = Pipeline::new(connections.clone(), hops.clone(), WORKER);
+        let pipeline = Pipeline::new(connections.clone(), hops.clone(), WORKER, Identifications::new(0));
         pipeline.online();
         World {
             connections,
@@ -402,7 +403,9 @@ impl Driver for BenchDriver {
         self.sent.push(frame);
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) -> u64 {
+        0
+    }
 
     fn wait(&mut self, _: Duration) {}
 

@@ -20,13 +20,15 @@ const INTERFACE: [(&str, &str); 8] = [
 ];
 
 /// Parts with a form of their own; the rest is listed behind them.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 13] = [
     "version",
     "pid",
     "uptime_s",
     "workers",
     "generation",
     "unsaved",
+    "received_by_worker",
+    "icmp_errors_withheld",
     "frames",
     "interfaces",
     "connections",
@@ -47,7 +49,8 @@ pub fn text(statistics: &Value) -> String {
     let mut out = String::new();
     daemon_text(&mut out, statistics);
     if let Some(frames) = statistics.get("frames") {
-        frames_text(&mut out, frames);
+        let by_worker = statistics.get("received_by_worker").and_then(Value::as_array);
+        frames_text(&mut out, frames, by_worker.map_or(&[], Vec::as_slice));
     }
     if let Some(interfaces) = statistics.get("interfaces").and_then(Value::as_array) {
         out += "\n";
@@ -97,6 +100,12 @@ fn daemon_text(out: &mut String, statistics: &Value) {
     if let Some(reason) = statistics.get("unsaved").and_then(Value::as_str) {
         line!(out, "The rules are not saved: {reason}");
     }
+    if let Some(withheld) = number("icmp_errors_withheld").filter(|withheld| *withheld > 0) {
+        line!(
+            out,
+            "ICMP errors withheld, as too many were due in a second: {withheld}"
+        );
+    }
     if !out.is_empty() {
         out.push('\n');
     }
@@ -111,7 +120,7 @@ fn uptime(s: u64) -> String {
     }
 }
 
-fn frames_text(out: &mut String, frames: &Value) {
+fn frames_text(out: &mut String, frames: &Value, by_worker: &[Value]) {
     let count = |name: &str| frames.get(name).and_then(Value::as_u64).unwrap_or(0);
     let dropped = frames.get("dropped");
     let dropped_total = dropped
@@ -121,6 +130,10 @@ fn frames_text(out: &mut String, frames: &Value) {
     line!(out, "FRAMES");
     for name in ["received", "generated", "transmitted", "handed_back", "held"] {
         line!(out, "  {:<22} {:>14}", name.replace('_', " "), count(name));
+        if name == "received" && by_worker.len() > 1 {
+            let parts: Vec<String> = by_worker.iter().map(plain).collect();
+            line!(out, "    by worker: {}", parts.join(", "));
+        }
     }
     line!(out, "  {:<22} {:>14}", "dropped", dropped_total);
     let reasons = dropped
@@ -266,15 +279,17 @@ mod tests {
             "latency_ns": {"p50": 900, "p99": 12_300, "p999": 456_700, "max": 7_800_000, "count": 1_234},
             "batch_sizes": {"p50": 1, "p99": 64, "p999": 64, "max": 64, "count": 90},
             "version": "1.2.3", "pid": 42, "uptime_s": 93_784, "workers": 1, "generation": 7,
-            "unsaved": "/var/lib/uvs: No space left on device",
+            "unsaved": "/var/lib/uvs: No space left on device", "received_by_worker": [60, 40], "icmp_errors_withheld": 5,
             "novel": [{"thing": 4}],
         });
         let expected = "\
 uvs 1.2.3, process 42, up 1 d 2 h, 1 worker, 7 table changes
 The rules are not saved: /var/lib/uvs: No space left on device
+ICMP errors withheld, as too many were due in a second: 5
 
 FRAMES
   received                          100
+    by worker: 60, 40
   generated                           1
   transmitted                        90
   handed back                         2

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::registry::{Registry, Routes};
 use crate::conn::{Connection, ConnectionTable, Entries, EntriesError, Kind, Recovered, Recovery, Tick};
 use crate::conn::{boot_id, is_tmpfs, move_entries};
+use crate::io::unix;
 use crate::packet::{Family, FlowKey, Protocol};
 use crate::service::{DestinationKey, ServiceKey, TransportProtocol};
 use crate::table::{Destination, DestinationId, HopId, Table};
@@ -27,6 +29,16 @@ pub enum RunDirError {
         action: &'static str,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Others could write there.
+    #[error("run directory {}: belongs to user {uid} with mode {mode:o}: others could forge connections there", path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its mode.
+        mode: u32,
     },
     /// Neither default is on tmpfs.
     #[error("neither {} nor {} is on tmpfs: give a --run-dir that is", RUN_DIRS[0], RUN_DIRS[1])]
@@ -53,11 +65,15 @@ impl EntriesFile {
             None => default_run_dir()?,
         };
         let folder = base.join(name);
-        fs::create_dir_all(&folder).map_err(|source| RunDirError::System {
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&folder).map_err(|source| RunDirError::System {
             path: folder.clone(),
             action: "cannot create it",
             source,
         })?;
+        only_ours(&base)?;
+        only_ours(&folder)?;
         Ok(EntriesFile {
             path: folder.join(FILE),
         })
@@ -127,6 +143,26 @@ impl EntriesFile {
         {
             log::debug!("run directory {}: {error}", folder.display());
         }
+    }
+}
+
+/// Nobody but root and us may put files there: what they hold becomes connections.
+fn only_ours(folder: &Path) -> Result<(), RunDirError> {
+    let found = fs::metadata(folder).map_err(|source| RunDirError::System {
+        path: folder.to_owned(),
+        action: "cannot look at it",
+        source,
+    })?;
+    let trusted = [0, unix::effective_uid()].contains(&found.uid());
+    let others_write = found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0;
+    if trusted && !others_write {
+        Ok(())
+    } else {
+        Err(RunDirError::NotOurs {
+            path: folder.to_owned(),
+            uid: found.uid(),
+            mode: found.mode() & 0o7777,
+        })
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Control<O: Outside> {
     daemon_config: DaemonConfig,
     interfaces: Arc<[Interface]>,
     local: Arc<HashSet<IpAddr>>,
+    /// Nothing tells of changes of the network any more.
+    deaf: bool,
     estimated_ms: u64,
     second_ms: u64,
     /// Called once a second when all is well.
@@ -96,6 +98,7 @@ impl<O: Outside> Control<O> {
             reload: None,
             config: None,
             daemon_config: DaemonConfig::default(),
+            deaf: false,
             estimated_ms: now_ms,
             second_ms: now_ms,
             watchdog: Box::new(|| {}),
@@ -143,7 +146,10 @@ impl<O: Outside> Control<O> {
                         self.outside.network_changed();
                         self.follow_network()?;
                     }
-                    Ok(NetworkEvent::Deaf) => log::error!("changes of the network are noticed once a second only"),
+                    Ok(NetworkEvent::Deaf) => {
+                        self.deaf = true;
+                        log::error!("changes of the network are noticed once a second only");
+                    }
                     Err(_) => events.network = never(),
                 },
                 recv(events.ticks) -> tick => match tick {
@@ -379,7 +385,10 @@ impl<O: Outside> Control<O> {
 
     fn every_second(&mut self, now_ms: u64) -> Result<(), Stuck> {
         self.outside.check_workers()?;
-        if self.outside.network_tick() {
+        if self.deaf {
+            self.outside.network_changed();
+        }
+        if self.outside.network_tick() || self.deaf {
             self.follow_network()?;
         }
         if self.registry.sweep_trash(now_ms)

@@ -139,7 +139,7 @@ impl Outside for Fake {
             connections_used: 0,
             latency_ns: histogram.clone(),
             batch_sizes: histogram,
-            workers: 2,
+            received_by_worker: vec![0, 0],
             generation: 0,
             uptime_s: 0,
             unsaved: None,

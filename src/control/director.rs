@@ -26,6 +26,8 @@ use crate::table::{self, Destination, Interface, Reach, Table};
 
 /// A worker that does not take a new table for so long is stuck.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// A worker whose heartbeat stands still at so many looks, a second apart, is stuck.
+const BEATS_MISSED_MAX: u64 = 5;
 /// Numbers are not worth waiting longer for.
 const STATISTICS_MAX: Duration = Duration::from_secs(2);
 /// Entries that a sweep reads at most.
@@ -87,10 +89,18 @@ impl ServedInterface {
     }
 }
 
+/// A worker's heartbeat as it was last seen.
+#[derive(Default)]
+struct Beat {
+    last: u64,
+    /// Looks, a second apart, since it changed.
+    missed: u64,
+}
+
 /// Everything beyond the control thread.
 pub struct Director {
     workers: Vec<WorkerHandle>,
-    beats: Vec<u64>,
+    beats: Vec<Beat>,
     served: Vec<ServedInterface>,
     interfaces: Arc<[Interface]>,
     indexes: Vec<u32>,
@@ -129,7 +139,7 @@ impl Director {
 
     /// The interfaces as they are served, and the threads that do it.
     pub fn set_running(&mut self, served: Vec<ServedInterface>, workers: Vec<WorkerHandle>) {
-        self.beats = vec![u64::MAX; workers.len()];
+        self.beats = workers.iter().map(|_| Beat::default()).collect();
         self.served = served;
         self.workers = workers;
     }
@@ -284,15 +294,17 @@ impl Outside for Director {
     }
 
     fn check_workers(&mut self) -> Result<(), Stuck> {
-        for (number, worker) in self.workers.iter().enumerate() {
-            let beat = worker.shared.heartbeat.load(std::sync::atomic::Ordering::Relaxed);
-            if beat == self.beats[number] || worker.thread.is_finished() {
+        for (number, (worker, beat)) in self.workers.iter().zip(&mut self.beats).enumerate() {
+            let now = worker.shared.heartbeat.load(std::sync::atomic::Ordering::Relaxed);
+            beat.missed = if now == beat.last { beat.missed + 1 } else { 0 };
+            beat.last = now;
+            // Not at the first: after a pause of the whole process the control thread may wake before the workers.
+            if beat.missed >= BEATS_MISSED_MAX || worker.thread.is_finished() {
                 return Err(Stuck {
                     worker: number,
-                    seconds: 1,
+                    seconds: beat.missed,
                 });
             }
-            self.beats[number] = beat;
         }
         Ok(())
     }
@@ -321,7 +333,7 @@ impl Outside for Director {
             connections_used: self.connections.used(),
             latency_ns: Histogram::new_with_max(LATENCY_MAX_NS, 3).expect("1 s at 3 digits is a legal histogram"),
             batch_sizes: Histogram::new(3).expect("3 digits are legal"),
-            workers: self.workers.len(),
+            received_by_worker: self.workers.iter().map(|w| w.shared.read().received).collect(),
             generation: 0,
             uptime_s: self.started.elapsed().as_secs(),
             unsaved: None,

@@ -14,10 +14,12 @@ use crate::dataplane::counters::WorkerShared;
 use crate::dataplane::driver::Driver;
 use crate::dataplane::pipeline::Pipeline;
 use crate::dataplane::worker::Worker;
+use crate::forward::Identifications;
 use crate::io::bpf::BpfError;
 use crate::io::bpf::xdp_link::AttachMode;
 use crate::io::filter::attach;
 use crate::io::filter::{Filter, FilterCounters, FilterMaps, Flavour};
+use crate::io::netlink::Netlink;
 use crate::io::poll::Waker;
 use crate::io::raw::{self, RawDriver, RawInterface, RawWorker};
 use crate::io::tun::Tun;
@@ -47,8 +49,12 @@ pub struct Shared {
 /// Interfaces in service, and who serves them.
 pub type Running = (Vec<ServedInterface>, Vec<WorkerHandle>);
 
-/// How many workers there will be: as wanted, or one a CPU, but never more than the fewest queues.
+/// How many workers there will be: as wanted, or one a CPU, but never more than the fewest queues. Refuses a driver that
+/// this uvs does not have.
 pub fn workers(wanted: Option<u16>, choice: DriverChoice, interfaces: &[Interface]) -> Result<usize, RunError> {
+    if choice == DriverChoice::Afxdp && !cfg!(feature = "afxdp") {
+        return Err(RunError::NoAfxdp);
+    }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     if choice == DriverChoice::Raw {
         return Ok(wanted.map_or(cpus, usize::from));
@@ -73,13 +79,17 @@ pub fn workers(wanted: Option<u16>, choice: DriverChoice, interfaces: &[Interfac
 }
 
 fn queues(interface: &str) -> Result<u32, RunError> {
-    let channels = ethtool::channels(interface);
-    Ok(channels
-        .map_err(|source| RunError::Queues {
-            interface: interface.to_owned(),
-            source,
-        })?
-        .rx)
+    let failed = |source| RunError::Queues {
+        interface: interface.to_owned(),
+        source,
+    };
+    if let Some(channels) = ethtool::channels(interface).map_err(failed)? {
+        return Ok(channels.rx);
+    }
+    // The driver does not say; the kernel knows how many it made.
+    let links = Netlink::open()?.links()?;
+    let link = links.iter().find(|link| link.name == interface);
+    Ok(link.map_or(1, |link| link.rx_queues.max(1)))
 }
 
 /// Takes the interfaces into service. Frames flow from here on.
@@ -97,14 +107,18 @@ pub fn start(
             let attached = attach_all(interfaces, maps, None)?;
             start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared)?
         }
-        DriverChoice::Auto => match attach_all(interfaces, maps, Some(AttachMode::Native)) {
-            Ok(attached) => start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared)?,
-            Err(RunError::Filter(attach::AttachError::Kernel(error))) => {
-                log::info!("driver raw, because xdp is not possible: {error}");
-                start_raw(interfaces, maps, workers, shared)?
+        DriverChoice::Auto => {
+            let native = attach_all(interfaces, maps, Some(AttachMode::Native))
+                .and_then(|attached| start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared));
+            match native {
+                Ok(running) => running,
+                Err(error) if raw_may_do(&error) => {
+                    log::info!("driver raw, because xdp is not possible: {error}");
+                    start_raw(interfaces, maps, workers, shared)?
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        },
+        }
     };
     for served in &running.0 {
         log::info!(
@@ -115,6 +129,15 @@ pub fn start(
         );
     }
     Ok(running)
+}
+
+/// Where AF_XDP fails for such a reason packet sockets may do. Not behind another's XDP program: that one may have taken
+/// the frames.
+fn raw_may_do(error: &RunError) -> bool {
+    matches!(
+        error,
+        RunError::Filter(attach::AttachError::Kernel(_)) | RunError::Xdp(_) | RunError::Queues { .. }
+    )
 }
 
 /// Takes its filters off again when it is dropped before [`Attached::stay`]: a failed start leaves nothing that was not
@@ -365,7 +388,10 @@ fn spawn_all<D: Driver + Send + 'static>(
     for (number, (driver, waker)) in drivers.into_iter().enumerate() {
         let (commands, orders) = unbounded();
         let numbers = Arc::new(WorkerShared::default());
-        let pipeline = Pipeline::new(shared.connections.clone(), shared.hops.clone(), WorkerId(number as u16));
+        // Without a random number they begin apart at least.
+        let ids = Identifications::new(getrandom::u32().unwrap_or((number as u32) << 13));
+        let worker_id = WorkerId(number as u16);
+        let pipeline = Pipeline::new(shared.connections.clone(), shared.hops.clone(), worker_id, ids);
         let worker = Worker::new(
             driver,
             pipeline,

@@ -16,7 +16,7 @@ pub struct InterfaceReport {
     pub name: String,
     /// Driver in use, such as `xdp`.
     pub driver: String,
-    /// What the driver got, such as `native copy`.
+    /// What the driver got, such as `native`.
     pub mode: String,
     /// Frames that the filter took for us.
     pub filter_matched: u64,
@@ -41,8 +41,8 @@ pub struct Report {
     pub latency_ns: Histogram<u64>,
     /// Frames a batch.
     pub batch_sizes: Histogram<u64>,
-    /// Worker threads.
-    pub workers: usize,
+    /// Frames that each worker received.
+    pub received_by_worker: Vec<u64>,
     /// Changes made live so far.
     pub generation: u64,
     /// Seconds since the start.
@@ -74,7 +74,9 @@ impl Report {
             "batch_sizes": quantiles(&self.batch_sizes),
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
-            "workers": self.workers,
+            "workers": self.received_by_worker.len(),
+            "received_by_worker": self.received_by_worker,
+            "icmp_errors_withheld": frames.errors_withheld,
             "generation": self.generation,
             "uptime_s": self.uptime_s,
             "unsaved": self.unsaved,
@@ -130,7 +132,7 @@ mod tests {
             interfaces: vec![InterfaceReport {
                 name: "eth0".to_owned(),
                 driver: "xdp".to_owned(),
-                mode: "native copy".to_owned(),
+                mode: "native".to_owned(),
                 filter_matched: 10,
                 ..InterfaceReport::default()
             }],
@@ -138,7 +140,7 @@ mod tests {
             connections_used: 3,
             batch_sizes: latency.clone(),
             latency_ns: latency,
-            workers: 2,
+            received_by_worker: vec![7, 3],
             generation: 5,
             uptime_s: 60,
             unsaved: None,
@@ -168,7 +170,7 @@ mod tests {
         ] {
             number(&format!("/interfaces/0/{name}"));
         }
-        assert_eq!(json["interfaces"][0]["mode"], "native copy");
+        assert_eq!(json["interfaces"][0]["mode"], "native");
         assert_eq!(
             (number("/connections/capacity"), number("/connections/used")),
             (1024, 3)

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::client::{Client, ClientError, Transport};
-use super::config::{self, Config, RulesParser};
+use super::config::{self, Config, INTERFACES_MAX, RulesParser};
 use super::connections::{self, EntriesFile};
 use super::daemon::{Control, Ending, Events, Signal, TICK, here};
 use super::director::Director;
@@ -30,9 +30,10 @@ use crate::io::clock;
 use crate::io::filter::FilterMaps;
 use crate::io::filter::attach::{self};
 use crate::io::liveness::{self, Claim, ClaimError};
+use crate::io::netlink::follow::NetworkEvent;
 use crate::io::netlink::{Follower, Resolver};
 use crate::io::tun::{self, Tun};
-use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT, SocketOption};
+use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT};
 use crate::packet::Mac;
 use crate::table::{Hops, Interface};
 
@@ -51,6 +52,8 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     if !crate::io::netns::is_root() {
         return Err(RunError::NotRoot);
     }
+    // Before anything is read, so that no change afterwards is missed.
+    let (_follower, network) = Follower::start()?;
     let mut resolver = Resolver::open(Instant::now())?;
     let interfaces = find_interfaces(&settings.interfaces, &mut resolver)?;
     // What can be wrong with the start is found before a running daemon is told to go.
@@ -62,17 +65,17 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     let claims = claim(&interfaces, settings.takeover)?;
     let store = Store::open(
         &settings.state_dir,
-        HANDOVER_MAX.min(if settings.takeover {
+        if settings.takeover {
             HANDOVER_MAX
         } else {
             Duration::ZERO
-        }),
+        },
     )?;
     // Before anything is attached, so that a socket in use disturbs nothing. Requests wait until they are served.
     let (asked, requests) = unbounded();
     let server = Server::start(&settings.socket, asked)?;
     let started = Started::new(&settings, interfaces, workers, entries, resolver, store)?;
-    let ending = started.serve(&settings, rules, server, requests);
+    let ending = started.serve(&settings, rules, server, requests, network);
     drop(claims);
     ending
 }
@@ -112,10 +115,6 @@ impl Settings {
             return Err(RunError::NoInterface);
         }
         let state_dir = options.state_dir.clone().or(file.state_dir);
-        let socket = match (&options.socket.path, file.socket) {
-            (None, Some(path)) => path,
-            (path, _) => SocketOption { path: path.clone() }.resolve(),
-        };
         Ok(Settings {
             interfaces,
             driver: options.driver.or(file.driver).unwrap_or_default(),
@@ -123,7 +122,7 @@ impl Settings {
             connections: options.connections.or(file.connections).unwrap_or(CONNECTIONS_DEFAULT),
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from(STATE_DIR_DEFAULT)),
             run_dir: options.run_dir.clone().or(file.run_dir),
-            socket,
+            socket: options.socket.resolve_or(file.socket),
             takeover: options.takeover,
             config_path: options.config.clone(),
             config,
@@ -132,6 +131,9 @@ impl Settings {
 }
 
 fn find_interfaces(names: &[String], resolver: &mut Resolver) -> Result<Vec<Interface>, RunError> {
+    if names.len() > INTERFACES_MAX {
+        return Err(RunError::TooManyInterfaces(names.len()));
+    }
     let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
     for name in names {
         let link = resolver
@@ -237,9 +239,7 @@ impl Started {
         let table = Arc::new(registry.table(&state, director.interfaces(), local.clone()));
         connections::relate_templates(&connections, &table);
         let rules = registry.filter_rules(&local);
-        director
-            .grow_filter(&rules)
-            .map_err(|reason| RunError::Takeover(format!("filter: {reason}")))?;
+        director.grow_filter(&rules).map_err(RunError::Rules)?;
         let shared = Shared {
             connections,
             hops: Arc::new(Hops::default()),
@@ -267,8 +267,8 @@ impl Started {
         rules: RulesParser,
         server: Server,
         requests: Receiver<Asked>,
+        network: Receiver<NetworkEvent>,
     ) -> Result<(), RunError> {
-        let (_follower, network) = Follower::start()?;
         let events = Events {
             requests,
             signals: signals()?,
@@ -336,6 +336,9 @@ fn starting_state(settings: &Settings, store: &Store) -> Result<(State, Option<u
         Some(config) if saved.config != Some(config.fingerprint) => {
             let commands = config.changes(&saved.state);
             let applied = saved.state.apply_all(&commands, true);
+            if let Some(error) = applied.results.into_iter().flatten().next() {
+                return Err(RunError::Unappliable(error));
+            }
             log::info!("configuration applied: {} changes", commands.len());
             Ok((applied.state, Some(config.fingerprint)))
         }

@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::config::ConfigError;
+use super::config::{ConfigError, INTERFACES_MAX};
 use super::connections::RunDirError;
 use super::outside::Stuck;
+use super::protocol::CommandError;
 use super::server::ServerError;
 use super::store::StoreError;
 use crate::io::bpf::BpfError;
@@ -25,6 +26,8 @@ pub enum RunError {
     Config(#[from] ConfigError),
     #[error("no interface given: --interface IF, or `interfaces` in the configuration")]
     NoInterface,
+    #[error("{0} interfaces are more than {INTERFACES_MAX}")]
+    TooManyInterfaces(usize),
     #[error("interface {0} is given twice")]
     InterfaceTwice(String),
     #[error("there is no interface {0}")]
@@ -69,6 +72,10 @@ pub enum RunError {
     Thread { what: &'static str, source: io::Error },
     #[error("cannot listen to signals: {0}")]
     Signals(io::Error),
+    #[error("the filter refuses the rules: {0}")]
+    Rules(String),
+    #[error("the configuration cannot be applied to the saved rules: {0}")]
+    Unappliable(CommandError),
     #[error("takeover: {0}")]
     Takeover(String),
     #[error("{0}: ends at once, the filter drops until the next start")]

@@ -22,6 +22,8 @@ pub struct FrameCounts {
     pub held: u64,
     /// Frames dropped, by [`DropReason`] number.
     pub dropped: [u64; DropReason::ALL.len()],
+    /// ICMP errors that were due, beyond what a worker sends in a second; no frames.
+    pub errors_withheld: u64,
 }
 
 impl FrameCounts {
@@ -47,6 +49,12 @@ impl FrameCounts {
         }
     }
 
+    /// Counts frames that were counted as transmitted and did not leave after all.
+    pub fn transmit_failed(&mut self, frames: u64) {
+        self.transmitted -= frames;
+        self.drop_many(DropReason::TransmitFailed, frames);
+    }
+
     /// Counts what became of a frame for the local stack.
     #[inline]
     pub fn hand_back(&mut self, taken: bool) {
@@ -69,6 +77,7 @@ impl FrameCounts {
         self.transmitted += other.transmitted;
         self.handed_back += other.handed_back;
         self.held += other.held;
+        self.errors_withheld += other.errors_withheld;
         for (sum, n) in self.dropped.iter_mut().zip(&other.dropped) {
             *sum += n;
         }
@@ -94,6 +103,7 @@ pub struct WorkerShared {
     handed_back: AtomicU64,
     held: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
+    errors_withheld: AtomicU64,
 }
 
 impl WorkerShared {
@@ -114,6 +124,7 @@ impl WorkerShared {
         store(&self.transmitted, before.transmitted, now.transmitted);
         store(&self.handed_back, before.handed_back, now.handed_back);
         store(&self.held, before.held, now.held);
+        store(&self.errors_withheld, before.errors_withheld, now.errors_withheld);
         for ((cell, old), new) in self.dropped.iter().zip(&before.dropped).zip(&now.dropped) {
             store(cell, *old, *new);
         }
@@ -129,6 +140,7 @@ impl WorkerShared {
             transmitted: load(&self.transmitted),
             handed_back: load(&self.handed_back),
             held: load(&self.held),
+            errors_withheld: load(&self.errors_withheld),
             ..FrameCounts::default()
         };
         for (n, cell) in counts.dropped.iter_mut().zip(&self.dropped) {
@@ -152,6 +164,7 @@ mod tests {
             transmitted: 3,
             handed_back: 2,
             held: 1,
+            errors_withheld: 4,
             ..before.clone()
         };
         now.drop(DropReason::Truncated);

@@ -66,8 +66,9 @@ pub trait Driver {
     /// Returns the buffer.
     fn free(&mut self, frame: Self::Frame);
 
-    /// Kicks what was queued, once per interface, reaps completions, refills. Called once a batch.
-    fn flush(&mut self);
+    /// Kicks what was queued, once per interface, reaps completions, refills. Called once a batch. Returns how many of the
+    /// frames that `transmit` took since the last time did not leave after all.
+    fn flush(&mut self) -> u64;
 
     /// Sleeps until a frame or a wake-up (table change) comes, or the time is over.
     fn wait(&mut self, timeout: Duration);

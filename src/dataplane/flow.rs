@@ -12,7 +12,7 @@ use super::round::{Round, Teller, Verdict};
 use crate::conn::{Direction, EntryRef, Guess, Hash, Hit, tcp};
 use crate::forward::{Outcome, icmp, masq, route, tunnel};
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{DropReason, Family, Frame, Mac, Parsed};
+use crate::packet::{ChecksumOffload, DropReason, Family, Frame, Mac, Parsed};
 use crate::service::Method;
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, NextHop, Reach};
 
@@ -273,7 +273,15 @@ impl<D: Driver> Round<'_, D> {
             mtu: u16::MAX,
         };
         match masq::forward_out(frame, parsed, endpoint_of_service(&entry, parsed.flow.family), &hop) {
-            Outcome::Ready => Verdict::HandBack,
+            Outcome::Ready => {
+                // What `parsed` says is of the packet before: nobody may finish its checksum by that.
+                let mut offload = frame.offload();
+                if offload.checksum == ChecksumOffload::Unknown {
+                    offload.checksum = ChecksumOffload::Finished;
+                    frame.set_offload(offload);
+                }
+                Verdict::HandBack
+            }
             outcome => self.conclude(frame, parsed, interface, interface, outcome, Teller::Director),
         }
     }

@@ -72,12 +72,37 @@ pub struct Pipeline {
     timeouts: TimeoutTable,
     generation: u64,
     ids: Identifications,
+    errors: ErrorBudget,
     long_way_only: bool,
 }
 
+/// ICMP errors that a worker sends in a second at most (RFC 4443 section 2.4 (f); the number is Linux's
+/// `icmp_msgs_per_sec`): a flood of packets to nowhere is not answered one by one.
+const ERRORS_PER_S: u32 = 1000;
+
+/// What is left of [`ERRORS_PER_S`].
+#[derive(Default)]
+pub(super) struct ErrorBudget {
+    second: u64,
+    spent: u32,
+}
+
+impl ErrorBudget {
+    /// Whether one more may be sent now.
+    pub fn spend(&mut self, now_ns: u64) -> bool {
+        let second = now_ns / 1_000_000_000;
+        if second != self.second {
+            *self = ErrorBudget { second, spent: 0 };
+        }
+        self.spent += 1;
+        self.spent <= ERRORS_PER_S
+    }
+}
+
 impl Pipeline {
-    /// A pipeline for one worker over the shared connections and client hops.
-    pub fn new(connections: Arc<ConnectionTable>, hops: Arc<Hops>, worker: WorkerId) -> Pipeline {
+    /// A pipeline for one worker over the shared connections and client hops. `ids` begin elsewhere for each worker and at
+    /// each start, so that fragments of two packets are not taken for those of one.
+    pub fn new(connections: Arc<ConnectionTable>, hops: Arc<Hops>, worker: WorkerId, ids: Identifications) -> Pipeline {
         Pipeline {
             connections,
             hops,
@@ -88,7 +113,8 @@ impl Pipeline {
             fragments: Reassembly::new(),
             timeouts: TimeoutTable::default(),
             generation: 0,
-            ids: Identifications::new(0),
+            ids,
+            errors: ErrorBudget::default(),
             long_way_only: false,
         }
     }
@@ -126,6 +152,7 @@ impl Pipeline {
             worker: self.worker,
             counts: &mut self.counts,
             ids: &mut self.ids,
+            errors: &mut self.errors,
             driver,
         };
         for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
@@ -170,6 +197,13 @@ impl Pipeline {
     pub fn idle(&mut self, now_ns: u64) {
         self.fragments.expire(now_ns);
         pieces::count_fragments(&mut self.counts, &mut self.fragments);
+    }
+
+    /// So many frames that were transmitted in this batch did not leave after all.
+    pub fn transmit_failed(&mut self, frames: u64) {
+        if frames != 0 {
+            self.counts.transmit_failed(frames);
+        }
     }
 
     /// Before the worker sleeps: it holds nothing that it looked up.

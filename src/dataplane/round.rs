@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::counters::FrameCounts;
 use super::driver::{Driver, Received};
 use super::pieces::Exit;
-use super::pipeline::{Finding, Looked};
+use super::pipeline::{ErrorBudget, Finding, Looked};
 use crate::conn::{ConnectionTable, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
@@ -43,6 +43,7 @@ pub(super) struct Round<'a, D: Driver> {
     pub worker: WorkerId,
     pub counts: &'a mut FrameCounts,
     pub ids: &'a mut Identifications,
+    pub errors: &'a mut ErrorBudget,
     pub driver: &'a mut D,
 }
 
@@ -163,6 +164,11 @@ impl<D: Driver> Round<'_, D> {
         let Some(source) = self.source_of(&teller, parsed, interface) else {
             return;
         };
+        // Too big is never withheld: path MTU discovery depends on it (so also Linux's `icmp_ratemask`).
+        if !matches!(error, icmp::Error::TooBig { .. }) && !self.errors.spend(self.now_ns) {
+            self.counts.errors_withheld += 1;
+            return;
+        }
         let Some(mut reply) = self.driver.allocate() else {
             return;
         };

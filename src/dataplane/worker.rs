@@ -81,6 +81,7 @@ impl<D: Driver> Worker<D> {
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         let mut idle_rounds = 0;
+        self.pipeline.online();
         loop {
             WorkerShared::bump(&self.shared.heartbeat);
             while let Ok(command) = self.commands.try_recv() {
@@ -95,7 +96,7 @@ impl<D: Driver> Worker<D> {
                 std::hint::spin_loop();
             } else {
                 self.pipeline.idle((self.clock)());
-                self.driver.flush();
+                self.flush();
                 self.pipeline.publish(&self.shared);
                 self.pipeline.offline();
                 self.driver.wait(SLEEP_MAX);
@@ -113,13 +114,18 @@ impl<D: Driver> Worker<D> {
         }
         let start_ns = (self.clock)();
         self.pipeline.process(&mut self.driver, batch, &self.table, start_ns);
-        self.driver.flush();
+        self.flush();
         self.pipeline.publish(&self.shared);
         let spent_ns = (self.clock)().saturating_sub(start_ns);
         self.latency_ns.saturating_record_n(spent_ns.max(1), received as u64);
         self.batch_sizes.saturating_record(received as u64);
         WorkerShared::bump(&self.shared.batches);
         received
+    }
+
+    fn flush(&mut self) {
+        let failed = self.driver.flush();
+        self.pipeline.transmit_failed(failed);
     }
 
     /// Carries out a command; `true` = stop.

@@ -81,19 +81,19 @@ struct ValueRequest {
     value: u32,
 }
 
-/// Queues in use on `interface`. Drivers that do not say have one of each.
-pub fn channels(interface: &str) -> io::Result<Channels> {
+/// Queues in use on `interface`; `None` when its driver does not say.
+pub fn channels(interface: &str) -> io::Result<Option<Channels>> {
     const GET_CHANNELS: u32 = 0x3c;
     let mut request = ChannelsRequest {
         command: GET_CHANNELS,
         ..ChannelsRequest::default()
     };
     match ioctl(interface, &mut request) {
-        Ok(()) => Ok(Channels {
+        Ok(()) => Ok(Some(Channels {
             rx: (request.rx + request.combined).max(1),
             tx: (request.tx + request.combined).max(1),
-        }),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Channels { rx: 1, tx: 1 }),
+        })),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -154,13 +154,13 @@ mod tests {
                 mac: None,
             };
             Netlink::open().unwrap().create_veth([end("a"), end("b")], 2).unwrap();
-            assert_eq!(channels("a").unwrap(), Channels { rx: 2, tx: 2 });
+            assert_eq!(channels("a").unwrap(), Some(Channels { rx: 2, tx: 2 }));
             for which in Offload::ALL {
                 set_offload("a", which, true).unwrap();
                 set_offload("a", which, false).unwrap();
                 assert!(!offload("a", which).unwrap(), "{which:?}");
             }
-            assert_eq!(channels("lo").unwrap(), Channels { rx: 1, tx: 1 });
+            assert_eq!(channels("lo").unwrap(), None);
             assert_eq!(channels("nothere").unwrap_err().raw_os_error(), Some(libc::ENODEV));
         });
     }

@@ -164,7 +164,9 @@ impl Driver for MemoryDriver {
         self.pool.give(frame);
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) -> u64 {
+        0
+    }
 
     fn wait(&mut self, timeout: Duration) {
         if self.waiting() > 0 {

@@ -4,7 +4,7 @@
 //! Super-frames and unfinished checksums go through untouched. The kernel sees each frame too: a filter at its
 //! traffic control drops there what this one keeps (see the `filter` module).
 //!
-//! What the kernel refuses to send after [`Driver::transmit`] accepted it is in `tx_failed`. An interface that is down or
+//! What the kernel refuses to send after [`Driver::transmit`] took it is told by the next [`Driver::flush`]. An interface that is down or
 //! gone costs its frames, nothing else, and is reported once.
 
 use std::io;
@@ -59,6 +59,8 @@ pub struct RawDriver {
     sender: Sender,
     tun: TunQueue,
     poll: PollSet,
+    /// Frames of this batch that the kernel refused.
+    failed: u64,
 }
 
 struct Interface {
@@ -117,6 +119,7 @@ impl RawDriver {
             sender: Sender::new(),
             tun: worker.tun,
             poll: PollSet::new(worker.waker, &fds),
+            failed: 0,
         }
     }
 
@@ -164,8 +167,8 @@ impl RawDriver {
     }
 }
 
-/// Sends what is queued at one interface; every frame returns to the pool.
-fn send_queue(interface: &mut Interface, sender: &mut Sender, pool: &mut Pool) {
+/// Sends what is queued at one interface; every frame returns to the pool. Returns how many did not leave.
+fn send_queue(interface: &mut Interface, sender: &mut Sender, pool: &mut Pool) -> u64 {
     let Interface {
         socket,
         queue,
@@ -174,6 +177,7 @@ fn send_queue(interface: &mut Interface, sender: &mut Sender, pool: &mut Pool) {
     } = interface;
     let mut retries = SEND_RETRIES;
     let mut done = 0;
+    let mut failed = 0;
     while done < queue.len() {
         match sender.send(socket.as_fd(), &queue[done..]) {
             Ok(sent) => {
@@ -187,18 +191,22 @@ fn send_queue(interface: &mut Interface, sender: &mut Sender, pool: &mut Pool) {
             }
             Err(error) if is_down(&error) => {
                 gone_down(socket, down, &error);
-                statistics.tx_failed += (queue.len() - done) as u64;
+                let rest = (queue.len() - done) as u64;
+                statistics.tx_failed += rest;
+                failed += rest;
                 break;
             }
             // The queue stays full, or the kernel refuses this one (larger than the MTU, for example).
             Err(error) => {
                 statistics.tx_failed += is_full(&error) as u64;
                 statistics.tx_invalid += !is_full(&error) as u64;
+                failed += 1;
                 done += 1;
             }
         }
     }
     queue.drain(..).for_each(|frame| pool.give(frame));
+    failed
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -248,7 +256,7 @@ impl Driver for RawDriver {
         let interface = &mut self.interfaces[interface.0 as usize];
         interface.queue.push(frame);
         if interface.queue.len() == BATCH_MAX {
-            send_queue(interface, &mut self.sender, &mut self.pool);
+            self.failed += send_queue(interface, &mut self.sender, &mut self.pool);
         }
         true
     }
@@ -264,10 +272,11 @@ impl Driver for RawDriver {
         self.pool.give(frame);
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> u64 {
         for interface in &mut self.interfaces {
-            send_queue(interface, &mut self.sender, &mut self.pool);
+            self.failed += send_queue(interface, &mut self.sender, &mut self.pool);
         }
+        std::mem::take(&mut self.failed)
     }
 
     fn wait(&mut self, timeout: Duration) {

@@ -16,6 +16,7 @@ use uvs::control::state::State;
 use uvs::dataplane::counters::FrameCounts;
 use uvs::dataplane::driver::{BATCH_MAX, Driver};
 use uvs::dataplane::pipeline::Pipeline;
+use uvs::forward::Identifications;
 use uvs::io::memory::MemoryDriver;
 use uvs::packet::{Frame, Mac, Offload};
 use uvs::table::{Hops, Interface, InterfaceId, NextHop, Reach, Table};
@@ -47,6 +48,8 @@ pub struct MemoryDirector {
     connections: Arc<ConnectionTable>,
     /// Time since boot.
     pub now_ns: u64,
+    /// Runs the data plane's work on each frame; for watching what it does besides.
+    pub around: fn(&mut dyn FnMut()),
 }
 
 /// Every real server is a neighbour on the server side: its link address ends as its address does.
@@ -81,9 +84,15 @@ impl MemoryDirector {
             routes: Neighbours,
             table: Arc::default(),
             driver: MemoryDriver::new(2, 256, 2048),
-            pipeline: Pipeline::new(connections.clone(), Arc::new(Hops::default()), WorkerId(0)),
+            pipeline: Pipeline::new(
+                connections.clone(),
+                Arc::new(Hops::default()),
+                WorkerId(0),
+                Identifications::new(0),
+            ),
             connections,
             now_ns: 1_000_000_000_000,
+            around: |work| work(),
         };
         director.pipeline.online();
         director.change_to(State::default());
@@ -148,9 +157,11 @@ impl MemoryDirector {
         assert!(self.driver.push(interface, bytes, offload), "no buffer left");
         let mut batch = Vec::with_capacity(BATCH_MAX);
         assert_eq!(self.driver.receive(&mut batch), 1);
-        self.pipeline
-            .process(&mut self.driver, &mut batch, &self.table, self.now_ns);
-        self.driver.flush();
+        (self.around)(&mut || {
+            self.pipeline
+                .process(&mut self.driver, &mut batch, &self.table, self.now_ns);
+            self.driver.flush();
+        });
         assert!(self.counts().balanced(), "{:?}", self.counts());
         let mut outcome = Outcome {
             sent: Vec::new(),

@@ -290,7 +290,7 @@ impl Slot {
             self.headers = headers.len();
             self.next_header_at = fragment.next_header_at as usize;
         }
-        let len = (fragment.end - fragment.l3 as u32) as u16;
+        let len = u16::try_from(fragment.end - fragment.l3 as u32).unwrap_or(u16::MAX);
         self.pieces += 1;
         self.largest = self.largest.max(len);
         if fragment.dont_fragment {

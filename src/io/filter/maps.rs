@@ -120,7 +120,13 @@ impl FilterMaps {
         if let Some((map, key)) = self.endpoint(rule) {
             map.insert(&key, &[1]).map_err(|e| full(e, rule))?;
         }
-        self.change_roles(rule, true).map_err(|e| full(e, rule))?;
+        if let Err(error) = self.change_roles(rule, true) {
+            if let Some((map, key)) = self.endpoint(rule) {
+                // The error at hand is the one to tell.
+                drop(map.remove(&key));
+            }
+            return Err(full(error, rule));
+        }
         self.rules.insert(rule);
         Ok(())
     }

@@ -187,18 +187,17 @@ fn an_interface_that_goes_costs_its_frames_only() {
                 frame.fill(&[0xff; 60], Offload::default()).unwrap();
                 assert!(driver.transmit(InterfaceId(1), frame));
             }
-            driver.flush();
-            driver.statistics()[1].tx_failed
+            (driver.flush(), driver.statistics()[1].tx_failed)
         };
-        assert_eq!(send(&mut driver), 0);
+        assert_eq!(send(&mut driver), (0, 0));
         ip("link set toserver down");
         assert_eq!(driver.receive(&mut batch), 0);
-        assert_eq!(send(&mut driver), 3, "down");
+        assert_eq!(send(&mut driver), (3, 3), "down");
         ip("link set toserver up");
-        assert_eq!(send(&mut driver), 3, "up again");
+        assert_eq!(send(&mut driver), (0, 3), "up again");
         ip("link del toserver");
         assert_eq!(driver.receive(&mut batch), 0);
-        assert_eq!(send(&mut driver), 6, "gone");
+        assert_eq!(send(&mut driver), (3, 6), "gone");
         client.run(|| {
             let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
             socket.send_to(b"still there", "192.0.2.2:53").unwrap();

@@ -105,7 +105,10 @@ fn senders(queues: &[QueueBinding]) -> Result<Vec<usize>, XdpError> {
 /// The kernel takes frames on a queue that has no transmit side, and never sends them.
 fn check_can_send(binding: &QueueBinding) -> Result<(), XdpError> {
     let failed = |source| XdpError::system(binding, "send by", source);
-    match ethtool::channels(&binding.name).map_err(failed)?.tx {
+    match ethtool::channels(&binding.name)
+        .map_err(failed)?
+        .map_or(u32::MAX, |channels| channels.tx)
+    {
         tx if binding.queue < tx => Ok(()),
         tx => Err(XdpError::NoTransmitQueue {
             interface: binding.name.clone(),
@@ -179,12 +182,14 @@ impl<R: Rings> Driver for XskDriver<R> {
         self.memory.free(frame);
     }
 
-    fn flush(&mut self) {
+    /// What is on a ring leaves, or counts as invalid there.
+    fn flush(&mut self) -> u64 {
         for socket in &mut self.sockets {
             socket.flush();
             socket.reap(&mut self.memory);
             socket.refill(&mut self.memory);
         }
+        0
     }
 
     fn wait(&mut self, timeout: Duration) {
