@@ -287,7 +287,7 @@ fn the_systemd_unit_keeps_what_a_restart_needs() {
     let unit = std::fs::read_to_string(folder().join("uvs.service")).unwrap();
     for line in [
         "Type=notify",
-        "ExecStart=/usr/bin/uvs run --config /etc/uvs/uvs.toml",
+        "ExecStart=/usr/local/bin/uvs run --config /etc/uvs/uvs.toml",
         "ExecReload=/bin/kill -HUP $MAINPID",
         "Restart=always",
         // The daemon's own threads end by themselves; SIGTERM goes to it alone.
