@@ -16,20 +16,28 @@ mod support;
 use support::load::Load;
 use support::{
     FAMILIES, Family, FrameSocket, Host, HttpClient, HttpServer, Layout, METHODS, Method, PORT, Plan, REQUEST_MAX,
-    Scenario, scenario,
+    Scenario, method_flag, scenario,
 };
 
 const SIGHUP: i32 = 1;
 
-/// A configuration: services of both methods with these weights of their three servers; `None` = not a server.
+/// Every method, and both families among them.
+const SERVICES: [(Method, Family, &str); 4] = [
+    (Method::Masq, Family::V4, "masq"),
+    (Method::Route, Family::V4, "route"),
+    (Method::Tunnel, Family::V4, "tunnel"),
+    (Method::Masq, Family::V6, "masq"),
+];
+
+/// A configuration: the services with these weights of their three servers; `None` = not a server.
 fn configuration(s: &Scenario, weights: [Option<u32>; 3]) -> String {
     let mut text = "interfaces = [\"eth0\"]\n".to_owned();
-    for (method, name) in [(Method::Masq, "masq"), (Method::Route, "route")] {
-        let vip = s.service_address(method, Family::V4);
+    for (method, family, name) in SERVICES {
+        let vip = s.service_address(method, family);
         writeln!(text, "\n[[service]]\ntcp = \"{vip}\"\nscheduler = \"wrr\"").unwrap();
         for (n, weight) in weights.iter().enumerate() {
             let Some(weight) = weight else { continue };
-            let address = s.topology.server_address(n, Family::V4);
+            let address = s.topology.server_address(n, family);
             writeln!(
                 text,
                 "\n[[service.destination]]\naddress = \"{address}\"\nmethod = \"{name}\"\nweight = {weight}"
@@ -70,8 +78,8 @@ fn no_request_fails_while_the_rules_change() {
         let Some(mut s) = scenario(&format!("reload-{driver}"), plan) else {
             return;
         };
-        for method in [Method::Masq, Method::Route] {
-            s.offer(method, Family::V4).unwrap();
+        for (method, family, _) in SERVICES {
+            s.offer(method, family).unwrap();
         }
         let file = s.topology.cluster.directory().join("uvs.toml");
         write(&file, &configuration(&s, [Some(1), Some(1), None]));
@@ -79,11 +87,8 @@ fn no_request_fails_while_the_rules_change() {
         // Its log, so that the test sees when a reload is done.
         let arguments = ["--driver", driver, "--config", &path];
         s.start(&arguments).unwrap();
-        let targets = [Method::Masq, Method::Route].map(|m| s.service_address(m, Family::V4));
-        let load = Load::start(
-            s.topology.client.namespace(),
-            &[targets[0], targets[1], targets[0], targets[1]],
-        );
+        let targets = SERVICES.map(|(method, family, _)| s.service_address(method, family));
+        let load = Load::start(s.topology.client.namespace(), &targets);
 
         // Weights, a new server, a quiesced one, which is removed when its connections are over.
         for weights in [
@@ -102,11 +107,11 @@ fn no_request_fails_while_the_rules_change() {
         }
         // By hand, many times.
         for round in 0..40u32 {
-            for target in targets {
-                let flag = if target == targets[0] { "-m" } else { "-g" };
-                let server = s.topology.server_address((round % 3) as usize, Family::V4);
+            for (method, family, _) in SERVICES {
+                let target = s.service_address(method, family);
+                let server = SocketAddr::new(s.topology.server_address((round % 3) as usize, family), PORT);
                 let weight = 1 + round % 7;
-                let edit = format!("-e -t {target} -r {server}:{PORT} {flag} -w {weight}");
+                let edit = format!("-e -t {target} -r {server} {} -w {weight}", method_flag(method));
                 s.director().unwrap().ipvsadm(&edit).unwrap();
             }
         }
@@ -161,20 +166,24 @@ fn no_request_fails_while_the_rules_change() {
     }
 }
 
-/// Waits until the table shows these weights for both services.
+/// Waits until the table shows these weights for every service.
 fn wait_for_weights(s: &mut Scenario, weights: [Option<u32>; 3]) {
     let start = Instant::now();
     loop {
         let rules = s.director().unwrap().ipvsadm("-Sn").unwrap();
-        let server = |n: usize| s.topology.server_address(n, Family::V4);
+        let servers = |n: usize| FAMILIES.map(|f| SocketAddr::new(s.topology.server_address(n, f), PORT));
         let right = (0..3).all(|n| {
+            let names = servers(n).map(|server| format!("-r {server} "));
             let lines: Vec<&str> = rules
                 .lines()
-                .filter(|l| l.contains(&format!("-r {}:", server(n))))
+                .filter(|l| names.iter().any(|name| l.contains(name)))
                 .collect();
             match weights[n] {
                 None => lines.is_empty(),
-                Some(weight) => lines.len() == 2 && lines.iter().all(|l| l.ends_with(&format!("-w {weight}"))),
+                Some(weight) => {
+                    let end = format!("-w {weight}");
+                    lines.len() == SERVICES.len() && lines.iter().all(|l| l.contains(&end))
+                }
             }
         });
         if right {
