@@ -257,9 +257,8 @@ impl<O: Outside> Control<O> {
     fn commit(&mut self, after: State) -> Result<Option<String>, Stuck> {
         let before = std::mem::replace(&mut self.state, after);
         let rules_changed = self.registry.update(&before, &self.state, &mut self.outside);
-        let refusal = self.go_live(rules_changed)?;
-        let Some(reason) = refusal else {
-            self.settle()?;
+        self.settle();
+        let Some(reason) = self.go_live(rules_changed)? else {
             return Ok(None);
         };
         log::error!("the filter refused a change, which is undone: {reason}");
@@ -279,8 +278,7 @@ impl<O: Outside> Control<O> {
         {
             return Ok(Some(reason));
         }
-        let table = self.table();
-        self.outside.publish(Arc::new(table))?;
+        self.publish()?;
         if let Some(rules) = &rules
             && let Err(reason) = self.outside.grow_filter(rules)
         {
@@ -294,14 +292,25 @@ impl<O: Outside> Control<O> {
             .table(&self.state, self.interfaces.clone(), self.local.clone())
     }
 
-    /// Gives the neighbours of new destinations a moment to answer, so that the first client does not have to wait.
-    pub fn settle(&mut self) -> Result<(), Stuck> {
+    /// Gives the neighbours of new destinations a moment to answer, so that the first client does not have to wait. Until
+    /// then everything goes on as before.
+    fn settle(&mut self) {
         let start_ms = self.outside.now_ms();
         while self.registry.is_resolving() && self.outside.now_ms() - start_ms < SETTLE_MS {
             self.outside.network_wait();
-            self.follow_network()?;
+            self.registry.refresh_reach(&mut self.outside);
         }
-        Ok(())
+    }
+
+    /// The same at the start, when the table is live already.
+    pub fn settle_start(&mut self) -> Result<(), Stuck> {
+        self.settle();
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<(), Stuck> {
+        let table = self.table();
+        self.outside.publish(Arc::new(table))
     }
 
     /// Looks again at interfaces, addresses and next hops, and makes live what changed.

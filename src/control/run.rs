@@ -282,7 +282,7 @@ impl Started {
             .with_config(reload(settings, rules), daemon, self.applied)
             .with_watchdog(Box::new(|| notify(&[sd_notify::NotifyState::Watchdog])));
         control.save_now();
-        control.settle()?;
+        control.settle_start()?;
         println!(
             "uvs {} ready on {}",
             env!("CARGO_PKG_VERSION"),
