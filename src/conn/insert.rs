@@ -64,6 +64,9 @@ pub struct NewTemplate {
     pub fwmark: u32,
 }
 
+/// Ports of service and destination in a template that wins no more (as the kernel lists them).
+pub const INVALID_TEMPLATE_PORT: u16 = 65_535;
+
 /// Why an entry was not inserted.
 #[derive(Debug, PartialEq)]
 pub enum InsertError<'t> {

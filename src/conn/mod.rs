@@ -45,7 +45,7 @@ mod tests;
 pub use entries::{Entries, EntriesError, boot_id, is_tmpfs};
 pub use entry::{Connection, EntryRef, Hit};
 pub use expire::SweepReport;
-pub use insert::{InsertError, NewConnection, NewTemplate};
+pub use insert::{INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate};
 pub use layout::{Direction, Kind};
 pub use recover::{Recovered, Recovery, move_entries};
 pub use slots::CAPACITY_MAX;

@@ -6,7 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::registry::{Registry, Routes};
-use crate::conn::{Connection, ConnectionTable, Entries, EntriesError, Kind, Recovered, Recovery, Tick};
+use crate::conn::{
+    Connection, ConnectionTable, Entries, EntriesError, INVALID_TEMPLATE_PORT, Kind, Recovered, Recovery, Tick,
+};
 use crate::conn::{boot_id, is_tmpfs, move_entries};
 use crate::io::unix;
 use crate::packet::{Family, FlowKey, Protocol};
@@ -208,6 +210,10 @@ fn slot(connection: &Connection, registry: &mut Registry, routes: &mut dyn Route
 /// The services that an entry can belong to, the likeliest first.
 fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
     let (address, port) = connection.virtual_address;
+    let invalid = [port, connection.destination.1] == [INVALID_TEMPLATE_PORT; 2];
+    if connection.kind == Kind::Template && invalid {
+        return None;
+    }
     if connection.fwmark != 0 {
         let ipv6 = Family::of(connection.client.0) == Family::V6;
         return Some(vec![ServiceKey::FwMark {

@@ -1,10 +1,14 @@
 //! Packets that belong to no connection: may they begin one, with whom, and what becomes of those that may not.
 
+use std::net::IpAddr;
+
 use super::driver::Driver;
 use super::flow::endpoint_of_destination;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::ticks_of_seconds;
-use crate::conn::{Direction, EntryRef, Hit, InsertError, NewConnection, NewTemplate, State, tcp};
+use crate::conn::{
+    Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State, tcp,
+};
 use crate::forward::icmp;
 use crate::packet::rewrite::Endpoint;
 use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol};
@@ -29,6 +33,9 @@ impl<'a, D: Driver> Round<'a, D> {
         if parsed.flow.protocol == Protocol::TCP && !self.may_begin(parsed) {
             return Verdict::HandBack;
         }
+        if self.is_martian(parsed) {
+            return Verdict::Drop(DropReason::Martian);
+        }
         match self.choose(service, &parsed.flow) {
             Ok(choice) if service.one_packet && parsed.flow.protocol == Protocol::UDP => {
                 self.send_once(frame, interface, parsed, &choice)
@@ -47,6 +54,16 @@ impl<'a, D: Driver> Round<'a, D> {
                 Verdict::Drop(reason)
             }
         }
+    }
+
+    /// A source that no host on a wire can have (RFC 1812 section 5.3.7, RFC 4291 section 2.5), or an address of ours.
+    fn is_martian(&self, parsed: &Parsed) -> bool {
+        let source = parsed.flow.source();
+        let impossible = match source {
+            IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.is_loopback() || v4.is_multicast() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_unspecified() || v6.is_loopback() || v6.is_multicast(),
+        };
+        impossible || self.table.local.contains(&source)
     }
 
     fn may_begin(&self, parsed: &Parsed) -> bool {
@@ -104,9 +121,36 @@ impl<'a, D: Driver> Round<'a, D> {
         destination.present && !expired
     }
 
+    /// The template wins no more. As in the kernel it stays until it would have expired, under a port that finds nobody.
     fn end_template(&self, template: EntryRef<'_>) {
-        if let Some(gone) = self.connections.remove(template) {
-            self.table.count_off(&gone);
+        let Some(was) = self.connections.remove(template) else {
+            return;
+        };
+        self.table.count_off(&was);
+        let Some(destination) = self.table.destination(DestinationId(was.destination_id)) else {
+            return;
+        };
+        let (protocol, client) = (was.protocol, (was.client.0, 0));
+        let invalid = NewTemplate {
+            key: FlowKey::new(protocol, client, (was.virtual_address.0, INVALID_TEMPLATE_PORT)),
+            destination: DestinationKey {
+                address: was.destination.0,
+                port: INVALID_TEMPLATE_PORT,
+            },
+            destination_id: was.destination_id,
+            method: was.method,
+            timeout_ticks: was.deadline.ticks_left(self.now),
+            fwmark: was.fwmark,
+        };
+        destination.load.add_template(destination.upper_threshold);
+        let table = self.table;
+        let inserted = self
+            .connections
+            .insert_template(self.worker, &invalid, self.now, &mut |gone| table.count_off(gone));
+        if inserted.is_err() {
+            destination
+                .load
+                .remove_template(destination.upper_threshold, destination.lower_threshold);
         }
     }
 

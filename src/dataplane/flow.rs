@@ -171,14 +171,21 @@ impl<D: Driver> Round<'_, D> {
             Reach::Resolving => Verdict::Drop(DropReason::NoNeighbour),
             Reach::ForeignInterface => Verdict::Drop(DropReason::ForeignInterface),
             Reach::Unreachable => {
-                self.tell(
-                    icmp::Error::HostUnreachable,
-                    frame,
-                    parsed,
-                    interface,
-                    Teller::Service(Some(destination)),
-                );
+                let teller = Teller::Service(Some(destination));
+                self.tell(icmp::Error::HostUnreachable, frame, parsed, interface, teller);
                 Verdict::Drop(DropReason::NoRoute)
+            }
+            Reach::Silent => {
+                // Who says so, and whether, is the kernel's way.
+                let teller = match method {
+                    Method::Masq => Some(Teller::Service(Some(destination))),
+                    Method::Route => Some(Teller::Director),
+                    Method::Tunnel => None,
+                };
+                if let Some(teller) = teller {
+                    self.tell(icmp::Error::HostUnreachable, frame, parsed, interface, teller);
+                }
+                Verdict::Drop(DropReason::NoNeighbour)
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
+use crate::service::Method;
 use crate::table::{Destination, Hops, InterfaceId, Table};
 
 /// What becomes of a frame.
@@ -176,7 +177,11 @@ impl<D: Driver> Round<'_, D> {
             self.driver.free(reply);
             return;
         }
-        if let Teller::Service(Some(destination)) = teller {
+        // The kernel counts them as its connection's where it takes what they quote for a reply: not in NAT, whose replies
+        // come from the destination.
+        if let Teller::Service(Some(destination)) = teller
+            && destination.method != Method::Masq
+        {
             let len = reply.bytes().len() - crate::packet::ETHERNET_HEADER_LEN;
             destination.counters[self.worker.0 as usize].count_out(len as u64);
         }

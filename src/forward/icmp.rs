@@ -4,7 +4,7 @@
 //! ```text
 //! | Ethernet, received addresses swapped | IP: source as told, TTL 64 | ICMP | the packet, as much as fits |
 //! ```
-//! IPv4 errors have type of service 0xc0 (RFC 1812 section 4.3.2.5) and at most 576 bytes (section 4.3.2.3), IPv6 ones at most
+//! IPv4 errors have precedence 0xc0 (RFC 1812 section 4.3.2.5) and at most 576 bytes (section 4.3.2.3), IPv6 ones at most
 //! 1280 (RFC 4443 section 2.4 c). As the kernel does, nothing is said about ICMP errors, to multicast or unspecified
 //! addresses, or about frames that were not addressed to us alone (RFC 1122 section 3.2.2, RFC 4443 section 2.4 e).
 
@@ -58,8 +58,9 @@ impl Error {
 }
 
 const TTL: u8 = 64;
-/// Precedence "internetwork control".
-const TYPE_OF_SERVICE: u8 = 0xc0;
+/// Precedence "internetwork control" over the type of service bits of the packet that it is about.
+const PRECEDENCE: u8 = 0xc0;
+const TYPE_OF_SERVICE_MASK: u8 = 0x1e;
 const IPV4_ERROR_LEN_MAX: usize = 576;
 const IPV6_ERROR_LEN_MAX: usize = 1280;
 
@@ -138,6 +139,7 @@ pub(super) fn write<G: Frame>(
     let (ip, icmp) = into.bytes_mut()[ETHERNET_HEADER_LEN..].split_at_mut(header);
     icmp[ICMP_HEADER_LEN..].copy_from_slice(quote);
     icmp[4..8].copy_from_slice(&word.to_be_bytes());
+    let type_of_service = packet[1] & TYPE_OF_SERVICE_MASK;
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut packet = MutableIcmpPacket::new(icmp).expect("8 bytes are an ICMP header");
@@ -147,7 +149,7 @@ pub(super) fn write<G: Frame>(
             let checksum = checksum::of(icmp);
             icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
             Ipv4Header {
-                traffic_class: TYPE_OF_SERVICE,
+                traffic_class: PRECEDENCE | type_of_service,
                 total_len: total_len as u16,
                 id: ids.ipv4(),
                 dont_fragment: false,

@@ -47,6 +47,8 @@ drop_reasons! {
     FragmentMemory => "fragment_memory",
     /// TTL or hop limit used up; the sender got a time-exceeded.
     TtlExpired => "ttl_expired",
+    /// A source address that no client can have: 0.0.0.0/8, loopback, multicast, broadcast, or the director's own.
+    Martian => "martian",
     /// No usable destination: none, all of weight 0, or all over their threshold; the sender got port-unreachable.
     NoDestination => "no_destination",
     /// The connection's destination was removed from its service.

@@ -334,8 +334,10 @@ pub enum Reach {
     Local,
     /// The neighbour is being resolved: drop for now.
     Resolving,
-    /// Resolution failed, or the kernel has no route: host unreachable.
+    /// The kernel has no route: host unreachable.
     Unreachable,
+    /// The neighbour does not answer.
+    Silent,
     /// The route leaves by an interface that uvs does not own.
     ForeignInterface,
 }

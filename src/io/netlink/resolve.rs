@@ -213,7 +213,7 @@ impl Resolver {
         self.keep(key, now);
         match self.mac_of(key) {
             Some(mac) => Ok(mac),
-            None if self.wanted[&key].failed => Err(Reach::Unreachable),
+            None if self.wanted[&key].failed => Err(Reach::Silent),
             None => Err(Reach::Resolving),
         }
     }
