@@ -87,7 +87,7 @@ fn an_interface_goes(driver: &str) {
     let eth0 = s.topology.director.link("eth0").unwrap().index;
     let left = || {
         (
-            xdp_link::query(eth0).unwrap().programs.len(),
+            xdp_link::query(eth0).unwrap().xdp_programs.len(),
             attach::query_tc(eth0).unwrap().len(),
         )
     };

@@ -76,7 +76,7 @@ pub fn query_xdp(ifindex: u32) -> Result<Vec<Found>, BpfError> {
         let info = program.info()?;
         Ok(Found { mode, info, program })
     };
-    link.programs.into_iter().map(found).collect()
+    link.xdp_programs.into_iter().map(found).collect()
 }
 
 /// Attaches an XDP filter, in place of one of ours if there is any.
