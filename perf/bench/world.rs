@@ -15,7 +15,7 @@ use memmap2::{Advice, MmapMut};
 use uvs::conn::{ConnectionTable, NewConnection, State, TimeoutTable, WorkerId};
 use uvs::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
 use uvs::dataplane::pipeline::Pipeline;
-use uvs::packet::{Family, FlowKey, Frame, Mac, NoRoom, Offload, Protocol, TcpFlags, Window, checksum};
+use uvs::packet::{FlowKey, Frame, Mac, NoRoom, Offload, Protocol, TcpFlags, Window, checksum};
 use uvs::scheduler::{Candidate, Load, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 use uvs::table::{
@@ -215,7 +215,6 @@ fn director(method: Method) -> Table {
         ids: (0..DESTINATIONS).map(DestinationId).collect(),
         persistence: None,
         one_packet: false,
-        persistence_engine: None,
     };
     let interface = |n: u8, address: Ipv4Addr| Interface {
         name: format!("bench{n}"),
@@ -257,7 +256,6 @@ fn destination(method: Method, n: u32) -> Destination {
         lower_threshold: 0,
         load: Arc::new(Load::default()),
         counters: Arc::new([Counters::default()]),
-        family: Family::V4,
     }
 }
 

@@ -15,7 +15,6 @@ use super::protocol::{DestinationListing, ServiceListing};
 use super::state::{Effect, ServiceEntry, State};
 use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
-use crate::packet::Family;
 use crate::scheduler::{self, Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
 use crate::table::{self, Counters, DestinationId, Interface, NatSources, Reach, Services, Table};
@@ -430,7 +429,6 @@ impl Registry {
             ids,
             persistence: entry.service.persistence,
             one_packet: entry.service.one_packet,
-            persistence_engine: entry.service.persistence_engine.clone(),
         });
         let live = LiveService {
             incarnation: entry.incarnation,
@@ -509,7 +507,6 @@ impl Registry {
             lower_threshold: wanted.lower_threshold,
             load: Arc::new(Load::default()),
             counters: (0..self.workers).map(|_| Counters::default()).collect(),
-            family: Family::of(wanted.key.address),
         });
         let id = match self.free.pop() {
             Some(id) => {

@@ -47,7 +47,7 @@ pub struct Services {
     /// Some service has port 0.
     any_port: bool,
     /// Services of firewall marks.
-    marks: HashMap<(u32, Family), Arc<Service>>,
+    marks: Vec<Arc<Service>>,
     /// Where NAT replies come from.
     nat_sources: Arc<NatSources>,
 }
@@ -70,9 +70,7 @@ impl Services {
                     let endpoint = Endpoint::new(protocol.number().0, address, port);
                     all.exact.insert(endpoint, service);
                 }
-                ServiceKey::FwMark { mark, .. } => {
-                    all.marks.insert((mark, service.key.family()), service);
-                }
+                ServiceKey::FwMark { .. } => all.marks.push(service),
             }
         }
         all
@@ -80,7 +78,7 @@ impl Services {
 
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.exact.values().chain(self.marks.values())
+        self.exact.values().chain(&self.marks)
     }
 }
 
@@ -97,12 +95,6 @@ impl Table {
         }
         endpoint.port = 0;
         self.services.exact.get(&endpoint)
-    }
-
-    /// The service of a firewall mark.
-    #[inline]
-    pub fn service_of_mark(&self, mark: u32, family: Family) -> Option<&Arc<Service>> {
-        self.services.marks.get(&(mark, family))
     }
 
     /// Some service has the flow's destination address, whatever the port.
@@ -245,8 +237,6 @@ pub struct Service {
     pub persistence: Option<Persistence>,
     /// One-packet scheduling.
     pub one_packet: bool,
-    /// Persistence engine.
-    pub persistence_engine: Option<String>,
 }
 
 impl std::fmt::Debug for Service {
@@ -364,8 +354,6 @@ pub struct Destination {
     pub load: Arc<Load>,
     /// Traffic, one block a worker.
     pub counters: Arc<[Counters]>,
-    /// Family of the address, for speed.
-    pub family: Family,
 }
 
 /// Traffic of one destination through one worker: written by that worker only, read by anyone.
@@ -438,7 +426,6 @@ mod tests {
             ids: vec![],
             persistence: None,
             one_packet: false,
-            persistence_engine: None,
         })
     }
 

@@ -198,14 +198,6 @@ impl Netlink {
         })
     }
 
-    /// Moves a link to another namespace.
-    pub fn move_link(&mut self, index: u32, namespace: &Namespace) -> Result<(), Error> {
-        let attribute = LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd());
-        self.set_link(index, attribute, || {
-            format!("move interface {index} to namespace {}", namespace.name())
-        })
-    }
-
     /// Attaches an XDP program, in place of `old` if given and otherwise only where none is; without a program, detaches
     /// `old`. The kernel refuses when another program than `old` is there.
     pub fn set_xdp(

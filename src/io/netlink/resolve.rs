@@ -190,13 +190,6 @@ impl Resolver {
         self.links.values().find(|link| link.name == name)
     }
 
-    /// The names of all links, in the order of their indexes.
-    pub fn link_names(&self) -> Vec<&str> {
-        let mut links: Vec<_> = self.links.values().collect();
-        links.sort_by_key(|link| link.index);
-        links.into_iter().map(|link| link.name.as_str()).collect()
-    }
-
     /// Addresses that the local stack takes as its own: those on links, and those of `local` routes.
     pub fn local_addresses(&self) -> &[Address] {
         &self.addresses
