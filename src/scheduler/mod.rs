@@ -182,3 +182,11 @@ impl Schedule for Scheduler {
         Some(self)
     }
 }
+
+/// The greatest common divisor, to which weights are reduced; 0 has every divisor.
+fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}

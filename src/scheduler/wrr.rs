@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Candidate, Schedule};
+use super::{Candidate, Schedule, gcd};
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
@@ -144,14 +144,6 @@ impl Marks {
             mark
         }
     }
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    let (mut a, mut b) = (a, b);
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    a
 }
 
 impl Schedule for Wrr {
