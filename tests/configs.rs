@@ -242,6 +242,16 @@ fn help() -> Vec<(String, String)> {
     options
 }
 
+/// The values that the help lists for an option, each as `- value: what it is`.
+fn choices(help: &str) -> Vec<&str> {
+    let words: Vec<&str> = help.split_whitespace().collect();
+    words
+        .windows(2)
+        .filter(|pair| pair[0] == "-")
+        .filter_map(|pair| pair[1].strip_suffix(':'))
+        .collect()
+}
+
 #[test]
 fn the_reference_and_the_help_agree() {
     let options = help();
@@ -265,10 +275,9 @@ fn the_reference_and_the_help_agree() {
                 entry.range
             );
         }
-        if entry.key == "driver" {
-            for choice in entry.range.split(", ") {
-                assert!(help.contains(choice), "--driver: {choice} is not in {help:?}");
-            }
+        let choices = choices(help);
+        if entry.key == "driver" || !choices.is_empty() {
+            assert_eq!(choices.join(", "), entry.range, "--{name}");
         }
         let first = entry.default.split(',').next().unwrap();
         if !first.starts_with("none") {
@@ -277,9 +286,18 @@ fn the_reference_and_the_help_agree() {
                 "--{name}: {first} is not in {help:?}"
             );
         }
+        for path in entry.default.split([' ', ',']).filter(|word| word.starts_with('/')) {
+            assert!(help.contains(path), "--{name}: {path} is not in {help:?}");
+        }
+        assert!(reference().contains(&format!("(--{name})")), "no key names --{name}");
         compared.push(name);
     }
     assert_eq!(compared.len(), 7, "{compared:?}");
+    for (option, _) in &options {
+        // Only the command line has these.
+        let alone = ["config", "takeover", "help"].contains(&option.as_str());
+        assert!(alone || compared.contains(option), "--{option} is not in the reference");
+    }
 }
 
 #[test]

@@ -5,11 +5,13 @@
 
 #[path = "support/memory_director.rs"]
 mod memory_director;
+#[path = "support/recorded_frame.rs"]
+mod recorded_frame;
 
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
+use recorded_frame::{as_on_a_wire, hex, unhex};
 use serde_json::Value;
-use uvs::packet::checksum;
-use uvs::packet::{FlowKey, Offload, Protocol};
+use uvs::packet::{Offload, checksum};
 
 /// Where uvs does something else on purpose, and why.
 const DEVIATIONS: &[(&str, &str)] = &[
@@ -89,7 +91,7 @@ fn inject(director: &mut MemoryDirector, step: &Value) -> Outcome {
     } else {
         SERVER_SIDE
     };
-    director.inject(side, &hex(&step["input_hex"]), Offload::default())
+    director.inject(side, &bytes_of(&step["input_hex"]), Offload::default())
 }
 
 fn run(vector: &Value) -> Result<(), String> {
@@ -128,14 +130,14 @@ fn compare(outcome: &Outcome, wanted: &[Value]) -> Result<(), String> {
         if want["seen_on"] != side {
             return Err(format!("left on the {side}"));
         }
-        same(got, &as_on_a_wire(hex(&want["hex"])), &want["volatile_offsets"])?;
+        same(got, &as_on_a_wire(bytes_of(&want["hex"])), &want["volatile_offsets"])?;
     }
     Ok(())
 }
 
 /// A reset or an echo reply from the VIP: no service of ours sends such.
 fn is_of_local_stack(frame: &&Value) -> bool {
-    let bytes = hex(&frame["hex"]);
+    let bytes = bytes_of(&frame["hex"]);
     let from_vip = bytes[12..14] == [8, 0] && bytes[26..30] == [10, 200, 1, 1];
     let reset_without_acknowledged_data =
         bytes[23] == 6 && bytes.len() >= 54 && bytes[47] & 4 != 0 && bytes[18..20] == [0, 0];
@@ -160,7 +162,7 @@ fn same(got: &[u8], want: &[u8], volatile: &Value) -> Result<(), String> {
                 *byte = 0;
             }
         }
-        to_hex(&bytes)
+        hex(&bytes)
     };
     if mask(got) != mask(want) {
         return Err(format!("\n got {}\nwant {}", mask(got), mask(want)));
@@ -171,35 +173,14 @@ fn same(got: &[u8], want: &[u8], volatile: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// The kernel leaves the checksum of an ICMPv6 error that it rewrites to the device, and the recording device had none: the
-/// recorded field is the pseudo-header's sum. On a wire it is what this makes of it.
-fn as_on_a_wire(mut bytes: Vec<u8>) -> Vec<u8> {
-    if bytes[12..14] == [0x86, 0xdd] && bytes[20] == 58 {
-        let address = |at: usize| u128::from_be_bytes(bytes[at..at + 16].try_into().expect("16 bytes"));
-        let flow = FlowKey::v6(Protocol::ICMPV6, address(22), address(38), 0);
-        let pseudo = checksum::pseudo_header(&flow, bytes.len() as u32 - 54);
-        if checksum::fold(pseudo).to_be_bytes() == bytes[56..58] {
-            let checksum = checksum::of(&bytes[54..]);
-            bytes[56..58].copy_from_slice(&checksum.to_be_bytes());
-        }
-    }
-    bytes
-}
-
 fn list(outcome: &Outcome) -> String {
     let lines = outcome
         .sent
         .iter()
-        .map(|(interface, frame)| format!("{}: {}", interface.0, to_hex(frame)));
+        .map(|(interface, frame)| format!("{}: {}", interface.0, hex(frame)));
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn hex(digits: &Value) -> Vec<u8> {
-    let digits = digits.as_str().expect("hexadecimal");
-    let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("hexadecimal");
-    (0..digits.len()).step_by(2).map(byte).collect()
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn bytes_of(digits: &Value) -> Vec<u8> {
+    unhex(digits.as_str().expect("hexadecimal"))
 }

@@ -97,6 +97,13 @@ impl Lab {
     }
 }
 
+/// Runs a test in the director's namespace, with its interface; nothing where namespace tests cannot run.
+fn in_lab(queues: u32, test: impl FnOnce(&Lab, Link) + Send) {
+    let Some(lab) = Lab::new(queues) else { return };
+    let d0 = lab.d0();
+    lab.director.run(|| test(&lab, d0)).unwrap();
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -257,44 +264,36 @@ fn while_driving(driver: &mut impl Driver, client: impl FnOnce() + Send) -> Done
 
 fn echo_in_mode<R: Rings>(mode: AttachMode, expected: XdpMode, queues: u32) {
     const COUNT: u32 = 3000;
-    let Some(lab) = Lab::new(queues) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let mut station = open::<R>(Some(mode), &d0, queues);
-            assert_eq!(station.mode, expected);
-            let clients: Vec<UdpSocket> = (0..queues * 2).map(|_| lab.client(ECHO)).collect();
-            let done = while_forwarding(&mut station, || clients.iter().for_each(|c| expect_echoes(c, COUNT)));
-            let total = (COUNT * queues * 2) as u64;
-            let expected = Done {
-                received: total,
-                transmitted: total,
-                ..Done::default()
-            };
-            assert_eq!(done, expected);
-            assert_eq!(station.interface.counters().unwrap().matched, total);
-            assert!(station.interface.counters().unwrap().passed > 0, "ARP passes");
-            assert_eq!(station.driver.outstanding(), 0);
-            assert_eq!(station.driver.statistics(), [InterfaceStatistics::default()]);
-            station.interface.detach().unwrap();
-            assert!(query_xdp(d0.index).unwrap().is_empty());
-        })
-        .unwrap();
+    in_lab(queues, |lab, d0| {
+        let mut station = open::<R>(Some(mode), &d0, queues);
+        assert_eq!(station.mode, expected);
+        let clients: Vec<UdpSocket> = (0..queues * 2).map(|_| lab.client(ECHO)).collect();
+        let done = while_forwarding(&mut station, || clients.iter().for_each(|c| expect_echoes(c, COUNT)));
+        let total = (COUNT * queues * 2) as u64;
+        let expected = Done {
+            received: total,
+            transmitted: total,
+            ..Done::default()
+        };
+        assert_eq!(done, expected);
+        assert_eq!(station.interface.counters().unwrap().matched, total);
+        assert!(station.interface.counters().unwrap().passed > 0, "ARP passes");
+        assert_eq!(station.driver.outstanding(), 0);
+        assert_eq!(station.driver.statistics(), [InterfaceStatistics::default()]);
+        station.interface.detach().unwrap();
+        assert!(query_xdp(d0.index).unwrap().is_empty());
+    });
 }
 
 /// How: no mode asked for, on a veth, which has native XDP but no zero-copy. Goal: the best it can, with the reason.
 fn says_what_it_got_and_why<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let station = open::<R>(None, &d0, 1);
-            assert_eq!((station.mode, station.interface.reasons()), (XdpMode::Native, &[][..]));
-            let reason = station.reason.clone().unwrap();
-            assert!(reason.starts_with("not zero-copy: cannot bind"), "{reason}");
-            assert!(reason.contains("interface d0"), "{reason}");
-        })
-        .unwrap();
+    in_lab(1, |_, d0| {
+        let station = open::<R>(None, &d0, 1);
+        assert_eq!((station.mode, station.interface.reasons()), (XdpMode::Native, &[][..]));
+        let reason = station.reason.clone().unwrap();
+        assert!(reason.starts_with("not zero-copy: cannot bind"), "{reason}");
+        assert!(reason.contains("interface d0"), "{reason}");
+    });
 }
 
 /// How: a frame too large for a page on the way. Goal: generic mode with the kernel's reason.
@@ -319,142 +318,122 @@ fn falls_to_generic_when_the_mtu_is_too_large<R: Rings>() {
 
 /// How: queue 1 of 1, and an interface without a queue of ours. Goal: errors that name what and where.
 fn refuses_queues_that_are_not_there<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let maps = FilterMaps::new().unwrap();
-            XdpInterface::attach(d0.index, &maps, Some(AttachMode::Generic), None).unwrap();
-            let mut wrong = config(&d0, 1, false);
-            wrong.queues[0].queue = 1;
-            let error = XskDriver::<R>::open(wrong).err().unwrap().to_string();
-            assert!(
-                error.starts_with("cannot bind an AF_XDP socket on queue 1 of interface d0"),
-                "{error}"
-            );
-            assert!(error.contains("no such queue"), "{error}");
-            let mut wrong = config(&d0, 1, false);
-            wrong.queues[0].interface = InterfaceId(1);
-            assert!(matches!(XskDriver::<R>::open(wrong), Err(XdpError::NoQueue(0))));
-            let _first = XskDriver::<R>::open(config(&d0, 1, false)).unwrap();
-            let error = XskDriver::<R>::open(config(&d0, 1, false)).err().unwrap().to_string();
-            assert!(error.contains("another AF_XDP socket has this queue"), "{error}");
-        })
-        .unwrap();
+    in_lab(1, |_, d0| {
+        let maps = FilterMaps::new().unwrap();
+        XdpInterface::attach(d0.index, &maps, Some(AttachMode::Generic), None).unwrap();
+        let mut wrong = config(&d0, 1, false);
+        wrong.queues[0].queue = 1;
+        let error = XskDriver::<R>::open(wrong).err().unwrap().to_string();
+        assert!(
+            error.starts_with("cannot bind an AF_XDP socket on queue 1 of interface d0"),
+            "{error}"
+        );
+        assert!(error.contains("no such queue"), "{error}");
+        let mut wrong = config(&d0, 1, false);
+        wrong.queues[0].interface = InterfaceId(1);
+        assert!(matches!(XskDriver::<R>::open(wrong), Err(XdpError::NoQueue(0))));
+        let _first = XskDriver::<R>::open(config(&d0, 1, false)).unwrap();
+        let error = XskDriver::<R>::open(config(&d0, 1, false)).err().unwrap().to_string();
+        assert!(error.contains("another AF_XDP socket has this queue"), "{error}");
+    });
 }
 
 /// How: datagrams to a port that the forwarder hands back. Goal: a socket of the director gets them, with the
 /// checksum that veth left unfinished.
 fn what_is_handed_back_reaches_the_local_stack<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let local = UdpSocket::bind((VIP, LOCAL)).unwrap();
-            local.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
-            let client = lab.client(LOCAL);
-            let done = while_forwarding(&mut station, || {
-                client.send(b"to whom it may concern").unwrap();
-                let mut buffer = [0; 100];
-                let n = local.recv(&mut buffer).unwrap();
-                assert_eq!(&buffer[..n], b"to whom it may concern");
-            });
-            assert_eq!((done.received, done.handed_back), (1, 1));
-            assert_eq!(station.driver.outstanding(), 0);
-        })
-        .unwrap();
+    in_lab(1, |lab, d0| {
+        let local = UdpSocket::bind((VIP, LOCAL)).unwrap();
+        local.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
+        let client = lab.client(LOCAL);
+        let done = while_forwarding(&mut station, || {
+            client.send(b"to whom it may concern").unwrap();
+            let mut buffer = [0; 100];
+            let n = local.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..n], b"to whom it may concern");
+        });
+        assert_eq!((done.received, done.handed_back), (1, 1));
+        assert_eq!(station.driver.outstanding(), 0);
+    });
 }
 
 /// How: more frames than a ring holds, while nobody looks. Goal: the kernel's drops are counted, the rest is there.
 fn a_full_ring_is_counted<R: Rings>() {
     const COUNT: u32 = 3000;
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
-            let client = lab.client(ECHO);
-            for _ in 0..COUNT {
-                client.send(b"x").unwrap();
-            }
-            let matched = || station.interface.counters().unwrap().matched;
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while matched() < COUNT as u64 {
-                assert!(Instant::now() < deadline, "{} of {COUNT}", matched());
-            }
-            let (mut received, mut batch) = (0, Vec::with_capacity(BATCH_MAX));
-            while station.driver.receive(&mut batch) > 0 {
-                received += batch.len() as u64;
-                batch.drain(..).for_each(|r| station.driver.free(r.frame));
-            }
-            let s = station.driver.statistics()[0];
-            assert_eq!(received + s.rx_ring_full + s.fill_ring_empty, COUNT as u64, "{s:?}");
-            assert_eq!(received, 2048);
-            assert_eq!(station.driver.outstanding(), 0);
-        })
-        .unwrap();
+    in_lab(1, |lab, d0| {
+        let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
+        let client = lab.client(ECHO);
+        for _ in 0..COUNT {
+            client.send(b"x").unwrap();
+        }
+        let matched = || station.interface.counters().unwrap().matched;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while matched() < COUNT as u64 {
+            assert!(Instant::now() < deadline, "{} of {COUNT}", matched());
+        }
+        let (mut received, mut batch) = (0, Vec::with_capacity(BATCH_MAX));
+        while station.driver.receive(&mut batch) > 0 {
+            received += batch.len() as u64;
+            batch.drain(..).for_each(|r| station.driver.free(r.frame));
+        }
+        let s = station.driver.statistics()[0];
+        assert_eq!(received + s.rx_ring_full + s.fill_ring_empty, COUNT as u64, "{s:?}");
+        assert_eq!(received, 2048);
+        assert_eq!(station.driver.outstanding(), 0);
+    });
 }
 
 /// How: sends while the interface is down, then up. Goal: a bounded number waits, the rest is refused and counted,
 /// nothing is lost to the memory.
 fn an_interface_that_is_down_refuses_and_recovers<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
-            let mut netlink = Netlink::open().unwrap();
-            netlink.set_up(d0.index, false).unwrap();
-            let (mut sent, mut refused) = (0, 0);
-            for _ in 0..3000 {
-                let mut frame = station.driver.allocate().unwrap();
-                frame.set_len(60).unwrap();
-                frame.bytes_mut().fill(0);
-                match station.driver.transmit(INTERFACE, frame) {
-                    true => sent += 1,
-                    false => refused += 1,
-                }
-                station.driver.flush();
+    in_lab(1, |lab, d0| {
+        let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
+        let mut netlink = Netlink::open().unwrap();
+        netlink.set_up(d0.index, false).unwrap();
+        let (mut sent, mut refused) = (0, 0);
+        for _ in 0..3000 {
+            let mut frame = station.driver.allocate().unwrap();
+            frame.set_len(60).unwrap();
+            frame.bytes_mut().fill(0);
+            match station.driver.transmit(INTERFACE, frame) {
+                true => sent += 1,
+                false => refused += 1,
             }
-            assert_eq!((sent, refused), (2048, 952));
-            assert_eq!(station.driver.statistics()[0].tx_failed, 952);
-            assert_eq!(station.driver.outstanding(), 0);
-            netlink.set_up(d0.index, true).unwrap();
-            let client = lab.client(ECHO);
             station.driver.flush();
-            while_forwarding(&mut station, || expect_echoes(&client, 64));
-            assert_eq!(station.driver.outstanding(), 0);
-        })
-        .unwrap();
+        }
+        assert_eq!((sent, refused), (2048, 952));
+        assert_eq!(station.driver.statistics()[0].tx_failed, 952);
+        assert_eq!(station.driver.outstanding(), 0);
+        netlink.set_up(d0.index, true).unwrap();
+        let client = lab.client(ECHO);
+        station.driver.flush();
+        while_forwarding(&mut station, || expect_echoes(&client, 64));
+        assert_eq!(station.driver.outstanding(), 0);
+    });
 }
 
 /// How: deletes the interface under a forwarder. Goal: no panic, no spinning, frames refused.
 fn a_deleted_interface_harms_nothing_else<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
-            let client = lab.client(ECHO);
-            while_forwarding(&mut station, || expect_echoes(&client, 64));
-            Netlink::open().unwrap().delete_link(d0.index).unwrap();
-            let driver = &mut station.driver;
-            let (begin, mut rounds, mut batch) = (Instant::now(), 0, Vec::with_capacity(BATCH_MAX));
-            while begin.elapsed() < Duration::from_millis(300) {
-                assert_eq!(driver.receive(&mut batch), 0);
-                driver.flush();
-                driver.wait(Duration::from_millis(20));
-                rounds += 1;
-            }
-            assert!(rounds < 30, "{rounds} rounds in 300 ms");
-            let mut frame = driver.allocate().unwrap();
-            frame.set_len(60).unwrap();
-            assert!(!driver.transmit(INTERFACE, frame));
-            assert_eq!(driver.statistics()[0].tx_failed, 1);
-            assert_eq!(driver.outstanding(), 0);
-        })
-        .unwrap();
+    in_lab(1, |lab, d0| {
+        let mut station = open::<R>(Some(AttachMode::Native), &d0, 1);
+        let client = lab.client(ECHO);
+        while_forwarding(&mut station, || expect_echoes(&client, 64));
+        Netlink::open().unwrap().delete_link(d0.index).unwrap();
+        let driver = &mut station.driver;
+        let (begin, mut rounds, mut batch) = (Instant::now(), 0, Vec::with_capacity(BATCH_MAX));
+        while begin.elapsed() < Duration::from_millis(300) {
+            assert_eq!(driver.receive(&mut batch), 0);
+            driver.flush();
+            driver.wait(Duration::from_millis(20));
+            rounds += 1;
+        }
+        assert!(rounds < 30, "{rounds} rounds in 300 ms");
+        let mut frame = driver.allocate().unwrap();
+        frame.set_len(60).unwrap();
+        assert!(!driver.transmit(INTERFACE, frame));
+        assert_eq!(driver.statistics()[0].tx_failed, 1);
+        assert_eq!(driver.outstanding(), 0);
+    });
 }
 
 /// A forwarder in a process of its own: this test binary, asked for the test below.
@@ -531,15 +510,11 @@ fn after_kill_the_filter_drops_until_the_next_takes_over<R: Rings>(driver: &str,
 
 /// How: opens one driver after another. Goal: a closed driver's queue is free at once.
 fn a_queue_is_free_again<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    lab.director
-        .run(|| {
-            for _ in 0..3 {
-                XskDriver::<R>::open(config(&d0, 1, false)).unwrap();
-            }
-        })
-        .unwrap();
+    in_lab(1, |_, d0| {
+        for _ in 0..3 {
+            XskDriver::<R>::open(config(&d0, 1, false)).unwrap();
+        }
+    });
 }
 
 /// How: two receive queues, one transmit queue, sending by the second. Goal: refused, as the kernel would take frames

@@ -8,7 +8,6 @@
 //! `curl`, `iperf3` and `wrk`.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -17,8 +16,8 @@ use std::time::Duration;
 mod support;
 
 use support::{
-    FAMILIES, Family, Host, Layout, METHODS, Method, Plan, Process, Scenario, assert_balanced, method_flag, scenario,
-    with_port,
+    FAMILIES, Family, Host, Layout, METHODS, Method, Plan, Process, Scenario, assert_balanced, method_flag, netns,
+    scenario, with_port,
 };
 
 /// Where nginx listens; the built-in web server has port 80.
@@ -36,14 +35,8 @@ fn wanted() -> bool {
         return true;
     }
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    say(&format!("REAL PROGRAMS TEST NOT RUN: wants {VARIABLE}=1: {test}"));
+    netns::say(&format!("REAL PROGRAMS TEST NOT RUN: wants {VARIABLE}=1: {test}"));
     false
-}
-
-/// A line on the terminal, past the capture of passing tests' output.
-fn say(line: &str) {
-    // If this fails there is nowhere left to say it.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Everything running on one network, with one driver.
@@ -274,7 +267,7 @@ fn nginx_and_curl(driver: &'static str) {
         assert_eq!(running.connections(method, family), [51, 52], "{what}");
     }
     let accounting = assert_balanced(&mut running.s);
-    say(&format!("{driver}, nginx and curl: {accounting}"));
+    netns::say(&format!("{driver}, nginx and curl: {accounting}"));
 }
 
 /// Bulk both ways for two seconds.
@@ -305,11 +298,11 @@ fn iperf3(driver: &'static str) {
             let rate = number("/end/sum_received/bits_per_second").expect("a rate") / 1e9;
             assert!(rate > 0.0, "{what}: {json}");
             let again = number("/end/sum_sent/retransmits").unwrap_or_default();
-            say(&format!("{what}: {rate:.2} Gbit/s, {again} sent again"));
+            netns::say(&format!("{what}: {rate:.2} Gbit/s, {again} sent again"));
         }
     }
     let accounting = assert_balanced(&mut running.s);
-    say(&format!("{driver}, iperf3: {accounting}"));
+    netns::say(&format!("{driver}, iperf3: {accounting}"));
 }
 
 /// Fifty connections that ask without a pause, for three seconds.
@@ -335,13 +328,13 @@ fn wrk(driver: &'static str) {
             };
             let (rate, p99) = (line("Requests/sec"), line("99%"));
             assert!(!rate.is_empty(), "{text}");
-            say(&format!(
+            netns::say(&format!(
                 "{driver}, wrk {method:?}, 50 connections {kept}: {rate}, latency {p99}"
             ));
         }
     }
     let accounting = assert_balanced(&mut running.s);
-    say(&format!("{driver}, wrk: {accounting}"));
+    netns::say(&format!("{driver}, wrk: {accounting}"));
 }
 
 macro_rules! by_driver {

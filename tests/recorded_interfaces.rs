@@ -12,8 +12,8 @@ use serde_json::Value;
 
 mod support;
 
-use support::recorded::{Bench, Side, checksums, hex, unhex};
-use uvs::packet::{FlowKey, Protocol, checksum};
+use support::recorded::{Bench, Side, checksums};
+use support::recorded_frame::{as_on_a_wire, hex, unhex};
 
 /// Where uvs deliberately does something else; see ARCHITECTURE.md.
 const AGREED: &[(&str, &str)] = &[
@@ -161,21 +161,6 @@ fn same(wanted: &Value, got: &[u8]) -> Result<(), String> {
         Some(layer) => Err(format!("checksum {layer} is wrong")),
         None => Ok(()),
     }
-}
-
-/// The kernel leaves the checksum of an ICMPv6 error that it rewrites to the device, and the recording device had none:
-/// the recorded field is the pseudo-header's sum. On a wire it is what this makes of it.
-fn as_on_a_wire(mut bytes: Vec<u8>) -> Vec<u8> {
-    if bytes[12..14] == [0x86, 0xdd] && bytes[20] == 58 {
-        let address = |at: usize| u128::from_be_bytes(*bytes[at..].first_chunk().unwrap());
-        let flow = FlowKey::v6(Protocol::ICMPV6, address(22), address(38), 0);
-        let pseudo = checksum::fold(checksum::pseudo_header(&flow, bytes.len() as u32 - 54));
-        if pseudo.to_be_bytes() == bytes[56..58] {
-            let finished = checksum::of(&bytes[54..]);
-            bytes[56..58].copy_from_slice(&finished.to_be_bytes());
-        }
-    }
-    bytes
 }
 
 /// The entries of this case's clients, as `/proc/net/ip_vs_conn` showed them.

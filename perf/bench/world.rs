@@ -16,7 +16,7 @@ use uvs::conn::{ConnectionTable, NewConnection, State, TimeoutTable, WorkerId};
 use uvs::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
 use uvs::dataplane::pipeline::Pipeline;
 use uvs::forward::Identifications;
-use uvs::packet::{Family, FlowKey, Frame, Mac, NoRoom, Offload, Protocol, TcpFlags, checksum};
+use uvs::packet::{FlowKey, Frame, Mac, NoRoom, Offload, Protocol, TcpFlags, Window, checksum};
 use uvs::scheduler::{Candidate, Load, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 use uvs::table::{
@@ -201,6 +201,7 @@ fn director(method: Method) -> Table {
         weight: 1,
         upper_threshold: 0,
         lower_threshold: 0,
+        edits: 0,
         load: d.load.clone(),
     };
     let candidates: Vec<_> = destinations.iter().map(candidate).collect();
@@ -216,7 +217,6 @@ fn director(method: Method) -> Table {
         ids: (0..DESTINATIONS).map(DestinationId).collect(),
         persistence: None,
         one_packet: false,
-        persistence_engine: None,
     };
     let interface = |n: u8, address: Ipv4Addr| Interface {
         name: format!("bench{n}"),
@@ -258,58 +258,45 @@ fn destination(method: Method, n: u32) -> Destination {
         lower_threshold: 0,
         load: Arc::new(Load::default()),
         counters: Arc::new([Counters::default()]),
-        family: Family::V4,
     }
 }
 
 const CHUNK: usize = 2048;
 const CHUNKS: usize = 4096;
-const HEADROOM: u32 = 256;
+const HEADROOM: usize = 256;
 /// The shortest Ethernet frame without its checksum: an acknowledgement and six bytes of padding.
 const FRAME_LEN: usize = 60;
 
 /// A frame in its chunk.
 pub struct BenchFrame {
     chunk: &'static mut [u8; CHUNK],
-    start: u32,
-    len: u32,
+    window: Window,
 }
 
 impl Frame for BenchFrame {
     #[inline(always)]
     fn bytes(&self) -> &[u8] {
-        &self.chunk[self.start as usize..][..self.len as usize]
+        self.window.of(self.chunk)
     }
 
     #[inline(always)]
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.chunk[self.start as usize..][..self.len as usize]
+        self.window.of_mut(self.chunk)
     }
 
     #[inline(always)]
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        if n > self.start as usize {
-            return Err(NoRoom);
-        }
-        self.start -= n as u32;
-        self.len += n as u32;
-        Ok(())
+        self.window.grow_front(n)
     }
 
     #[inline(always)]
     fn shrink_front(&mut self, n: usize) {
-        assert!(n <= self.len as usize, "a frame of {} bytes", self.len);
-        self.start += n as u32;
-        self.len -= n as u32;
+        self.window.shrink_front(n);
     }
 
     #[inline(always)]
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        if self.start as usize + len > CHUNK {
-            return Err(NoRoom);
-        }
-        self.len = len as u32;
-        Ok(())
+        self.window.set_len(len, CHUNK)
     }
 
     /// Nothing is known of the checksum, as with AF_XDP: the data plane has to look.
@@ -337,8 +324,7 @@ impl BenchDriver {
         let memory: &'static mut MmapMut = Box::leak(Box::new(memory));
         let frame = |chunk: &'static mut [u8; CHUNK]| BenchFrame {
             chunk,
-            start: HEADROOM,
-            len: 0,
+            window: Window::new(HEADROOM, 0),
         };
         BenchDriver {
             free: memory.as_chunks_mut().0.iter_mut().map(frame).collect(),
@@ -349,7 +335,7 @@ impl BenchDriver {
     /// A packet of a client as it comes off the wire.
     fn received(&mut self, client: u32, tcp_flags: u8) -> BenchFrame {
         let mut frame = self.free.pop_front().expect("frames come back");
-        (frame.start, frame.len) = (HEADROOM, FRAME_LEN as u32);
+        frame.window = Window::new(HEADROOM, FRAME_LEN);
         write_packet(frame.bytes_mut(), client, tcp_flags);
         frame
     }

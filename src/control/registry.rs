@@ -6,16 +6,16 @@
 //!
 //! [`Registry::update`] takes the difference of two states; what did not change is shared with the table before.
 
+mod counts;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::protocol::{DestinationListing, ServiceListing};
-use super::state::{Effect, ServiceEntry, State};
+use super::state::{ServiceEntry, State};
 use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
-use crate::packet::Family;
 use crate::scheduler::{self, Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
 use crate::table::{self, Counters, DestinationId, Interface, NatSources, Reach, Services, Table};
@@ -199,55 +199,6 @@ impl Registry {
         changed
     }
 
-    /// Takes over what the workers counted since the last time.
-    pub fn collect(&mut self) {
-        for index in 0..self.slots.len() {
-            self.collect_slot(index);
-        }
-    }
-
-    fn collect_slot(&mut self, index: usize) {
-        let (Some(slot), Some(live)) = (&mut self.slots[index], &self.live[index]) else {
-            return;
-        };
-        let now = Totals::sum(&live.counters);
-        if now == slot.collected {
-            return;
-        }
-        let came = now.since(slot.collected);
-        slot.collected = now;
-        slot.account.add(came);
-        if let Some(service) = self.services.get_mut(&slot.service)
-            && service.incarnation == slot.incarnation
-        {
-            service.account.add(came);
-        }
-    }
-
-    /// The estimator's tick, every 2 s. Collects first.
-    pub fn tick_estimator(&mut self) {
-        self.collect();
-        self.slots.iter_mut().flatten().for_each(|slot| slot.account.tick());
-        self.services.values_mut().for_each(|service| service.account.tick());
-    }
-
-    /// `-Z`. Collects first.
-    pub fn zero(&mut self, effect: &Effect) {
-        let Effect::Zero(which) = effect else { return };
-        self.collect();
-        let all = which.is_none();
-        for slot in self.slots.iter_mut().flatten() {
-            if all || Some(slot.service) == *which {
-                slot.account.zero();
-            }
-        }
-        for (key, service) in &mut self.services {
-            if all || Some(*key) == *which {
-                service.account.zero();
-            }
-        }
-    }
-
     /// Forgets removed destinations that nobody came back to, about once a second. `true` when the filter's rules
     /// or the slots changed: tell filter and workers.
     pub fn sweep_trash(&mut self, now_ms: u64) -> bool {
@@ -284,19 +235,6 @@ impl Registry {
             self.free.push(*id);
         }
         idle || !gone.is_empty()
-    }
-
-    /// The listing of one service or of all, in the order they were added. Collects first.
-    pub fn list(&mut self, state: &State, only: Option<&ServiceKey>) -> Vec<ServiceListing> {
-        self.collect();
-        match only {
-            Some(key) => state
-                .service(key)
-                .into_iter()
-                .map(|entry| self.listing(entry))
-                .collect(),
-            None => state.services().map(|entry| self.listing(entry)).collect(),
-        }
     }
 
     /// The slot of the destination that a recovered connection entry belongs to, `services` being those that it can
@@ -345,43 +283,6 @@ impl Registry {
         &self.live
     }
 
-    fn listing(&self, entry: &ServiceEntry) -> ServiceListing {
-        let key = entry.service.key;
-        let account = self
-            .services
-            .get(&key)
-            .map(|service| service.account)
-            .unwrap_or_default();
-        ServiceListing {
-            service: entry.service.clone(),
-            statistics: account.statistics(),
-            destinations: entry
-                .destinations()
-                .map(|destination| self.destination_listing(key, destination))
-                .collect(),
-        }
-    }
-
-    fn destination_listing(&self, service: ServiceKey, destination: &service::Destination) -> DestinationListing {
-        let mut listing = DestinationListing {
-            destination: destination.clone(),
-            active: 0,
-            inactive: 0,
-            persistent: 0,
-            statistics: Account::default().statistics(),
-        };
-        let Some(id) = self.by_key.get(&(service, destination.key)) else {
-            return listing;
-        };
-        if let (Some(slot), Some(live)) = (&self.slots[id.0 as usize], self.destination(*id)) {
-            listing.active = live.load.active();
-            listing.inactive = live.load.inactive();
-            listing.persistent = live.load.persistent.load(Ordering::Relaxed);
-            listing.statistics = slot.account.statistics();
-        }
-        listing
-    }
-
     /// Destinations of `old` that `new` has no more become trash.
     fn retire_missing(&mut self, old: &ServiceEntry, new: Option<&ServiceEntry>) {
         let kept: HashSet<DestinationKey> = new
@@ -414,6 +315,7 @@ impl Registry {
                 weight: destination.weight,
                 upper_threshold: destination.upper_threshold,
                 lower_threshold: destination.lower_threshold,
+                edits: entry.edits,
                 load: live.load.clone(),
             });
             ids.push(id);
@@ -430,7 +332,6 @@ impl Registry {
             ids,
             persistence: entry.service.persistence,
             one_packet: entry.service.one_packet,
-            persistence_engine: entry.service.persistence_engine.clone(),
         });
         let live = LiveService {
             incarnation: entry.incarnation,
@@ -509,7 +410,6 @@ impl Registry {
             lower_threshold: wanted.lower_threshold,
             load: Arc::new(Load::default()),
             counters: (0..self.workers).map(|_| Counters::default()).collect(),
-            family: Family::of(wanted.key.address),
         });
         let id = match self.free.pop() {
             Some(id) => {

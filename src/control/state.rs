@@ -43,6 +43,8 @@ pub struct ServiceEntry {
     pub incarnation: u64,
     /// As configured.
     pub service: Service,
+    /// How often a destination was edited.
+    pub edits: u64,
     /// Oldest first, because adding at the end is cheap: [`ServiceEntry::destinations`] turns them round.
     oldest_first: Vec<Destination>,
 }
@@ -195,6 +197,7 @@ impl State {
         let entry = ServiceEntry {
             incarnation: self.next,
             service: service.clone(),
+            edits: 0,
             oldest_first: Vec::new(),
         };
         Arc::make_mut(&mut self.index).insert(service.key, self.next);
@@ -244,7 +247,9 @@ impl State {
         self.service(key).ok_or(CommandError::NoSuchService)?;
         let destination = checked_destination(key, destination)?;
         let position = self.position(key, &destination.key)?;
-        self.entry_mut(key)?.oldest_first[position] = destination;
+        let entry = self.entry_mut(key)?;
+        entry.oldest_first[position] = destination;
+        entry.edits += 1;
         Ok(())
     }
 

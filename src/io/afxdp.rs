@@ -30,7 +30,7 @@ use arraydeque::{ArrayDeque, Wrapping};
 use super::filter::attach::{Found, query_xdp};
 use super::xdp::{CHUNK, FrameMemory, QueueBinding, RING, Rings, Sharing, XdpError, XskDriver};
 use crate::dataplane::driver::Received;
-use crate::packet::{Frame, NoRoom, Offload};
+use crate::packet::{Frame, NoRoom, Offload, Window};
 use crate::table::InterfaceId;
 
 /// The driver on the crate `afxdp`.
@@ -42,16 +42,14 @@ type Chunks = ArrayDeque<[Chunk; PENDING_LEN], Wrapping>;
 /// A frame in a chunk. The crate sends a chunk from its beginning only, so there the frame is moved before it leaves.
 pub struct AfxdpFrame {
     chunk: Chunk,
-    start: usize,
-    len: usize,
+    window: Window,
     offload: Offload,
 }
 
 impl AfxdpFrame {
     fn new(chunk: Chunk) -> AfxdpFrame {
         AfxdpFrame {
-            start: 0,
-            len: chunk.get_len() as usize,
+            window: Window::new(0, chunk.get_len() as usize),
             chunk,
             offload: Offload::default(),
         }
@@ -59,11 +57,11 @@ impl AfxdpFrame {
 
     /// The chunk with the frame at its beginning.
     fn into_chunk(mut self) -> Chunk {
-        let frame = self.start..self.start + self.len;
-        if self.start != 0 {
-            self.chunk.get_data_mut().copy_within(frame, 0);
+        let (start, len) = (self.window.start(), self.window.len());
+        if start != 0 {
+            self.chunk.get_data_mut().copy_within(start..start + len, 0);
         }
-        self.chunk.set_len(self.len as u16);
+        self.chunk.set_len(len as u16);
         self.chunk
     }
 }
@@ -71,45 +69,37 @@ impl AfxdpFrame {
 impl Frame for AfxdpFrame {
     #[inline]
     fn bytes(&self) -> &[u8] {
-        &self.chunk.get_data()[self.start..][..self.len]
+        self.window.of(self.chunk.get_data())
     }
 
     #[inline]
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.chunk.get_data_mut()[self.start..][..self.len]
+        self.window.of_mut(self.chunk.get_data_mut())
     }
 
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        let shift = n.saturating_sub(self.start);
+        let (start, len) = (self.window.start(), self.window.len());
+        let shift = n.saturating_sub(start);
         if shift > 0 {
-            let end = self.start + self.len;
+            let end = start + len;
             let room = self.chunk.get_data().len() - end;
             if shift > room {
                 return Err(NoRoom);
             }
-            let to = self.start + shift;
-            self.chunk.get_data_mut().copy_within(self.start..end, to);
-            self.start = to;
+            self.chunk.get_data_mut().copy_within(start..end, start + shift);
+            self.window = Window::new(start + shift, len);
         }
-        self.start -= n;
-        self.len += n;
-        Ok(())
+        self.window.grow_front(n)
     }
 
     #[inline]
     fn shrink_front(&mut self, n: usize) {
-        assert!(n <= self.len, "a frame of {} bytes cannot start {n} later", self.len);
-        self.start += n;
-        self.len -= n;
+        self.window.shrink_front(n);
     }
 
     #[inline]
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        if len > self.chunk.get_data().len() - self.start {
-            return Err(NoRoom);
-        }
-        self.len = len;
-        Ok(())
+        self.window.set_len(len, self.chunk.get_data().len())
     }
 
     #[inline]

@@ -8,7 +8,7 @@
 //! lost one shows: [`Pool::outstanding`] counts those that are out.
 
 use crate::packet::frame::HEADROOM_MIN;
-use crate::packet::{Frame, NoRoom, Offload};
+use crate::packet::{Frame, NoRoom, Offload, Window};
 
 /// Longest frame: offsets in it are 16 bits wide. Super-frames of TCP stay below it (the kernel takes its largest
 /// possible headers off 65536 first).
@@ -24,8 +24,7 @@ const _: () = assert!(HEADROOM >= HEADROOM_MIN);
 #[derive(Debug)]
 pub struct FrameBuffer {
     memory: Box<[u8]>,
-    start: u32,
-    len: u32,
+    window: Window,
     offload: Offload,
 }
 
@@ -39,22 +38,20 @@ impl FrameBuffer {
         );
         FrameBuffer {
             memory: vec![0; HEADROOM + len_max].into_boxed_slice(),
-            start: HEADROOM as u32,
-            len: 0,
+            window: Window::new(HEADROOM, 0),
             offload: Offload::default(),
         }
     }
 
     /// Empties it and gives it its headroom back.
     pub fn reset(&mut self) {
-        self.start = HEADROOM as u32;
-        self.len = 0;
+        self.window = Window::new(HEADROOM, 0);
         self.offload = Offload::default();
     }
 
     /// The room from the frame's start to the end of the buffer: where a driver receives into.
     pub fn room_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start as usize..]
+        &mut self.memory[self.window.start()..]
     }
 
     /// Makes it a copy of `bytes`; fails when they do not fit.
@@ -70,42 +67,33 @@ impl FrameBuffer {
 impl Frame for FrameBuffer {
     #[inline]
     fn bytes(&self) -> &[u8] {
-        &self.memory[self.start as usize..][..self.len as usize]
+        self.window.of(&self.memory)
     }
 
     #[inline]
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start as usize..][..self.len as usize]
+        self.window.of_mut(&mut self.memory)
     }
 
     #[inline]
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        if n > self.start as usize || self.len as usize + n > FRAME_LEN_MAX {
+        if n > FRAME_LEN_MAX - self.window.len() {
             return Err(NoRoom);
         }
-        self.start -= n as u32;
-        self.len += n as u32;
-        Ok(())
+        self.window.grow_front(n)
     }
 
     #[inline]
     fn shrink_front(&mut self, n: usize) {
-        assert!(
-            n <= self.len as usize,
-            "shrink_front({n}) of a frame of {} bytes",
-            self.len
-        );
-        self.start += n as u32;
-        self.len -= n as u32;
+        self.window.shrink_front(n);
     }
 
     #[inline]
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        if len > FRAME_LEN_MAX || self.start as usize + len > self.memory.len() {
+        if len > FRAME_LEN_MAX {
             return Err(NoRoom);
         }
-        self.len = len as u32;
-        Ok(())
+        self.window.set_len(len, self.memory.len())
     }
 
     #[inline]

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::buffer::{FrameBuffer, Pool};
-use super::poll::{PollSet, Waker};
 use crate::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
 use crate::packet::Offload;
 use crate::table::InterfaceId;
@@ -22,7 +21,6 @@ pub struct MemoryDriver {
     turn: usize,
     handed_back: Vec<FrameBuffer>,
     hand_back_refused: bool,
-    poll: Option<PollSet>,
 }
 
 #[derive(Debug)]
@@ -48,14 +46,7 @@ impl MemoryDriver {
             turn: 0,
             handed_back: Vec::with_capacity(buffers),
             hand_back_refused: false,
-            poll: None,
         }
-    }
-
-    /// The same, whose `wait` ends when `waker` is used.
-    pub fn with_waker(mut self, waker: Waker) -> MemoryDriver {
-        self.poll = Some(PollSet::new(waker, &[]));
-        self
     }
 
     /// Makes `interface` receive a frame. `false`: no free buffer, or too long; counted as dropped on receive.
@@ -169,14 +160,8 @@ impl Driver for MemoryDriver {
     }
 
     fn wait(&mut self, timeout: Duration) {
-        if self.waiting() > 0 {
-            return;
-        }
-        match &mut self.poll {
-            Some(poll) => {
-                poll.wait(timeout);
-            }
-            None => std::thread::sleep(timeout),
+        if self.waiting() == 0 {
+            std::thread::sleep(timeout);
         }
     }
 

@@ -371,27 +371,30 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// When set to 1, a test that needs namespaces and cannot have them fails.
+/// When set to 1, a test that cannot have what it needs (root, a program) fails.
 pub const REQUIRE_VARIABLE: &str = "UVS_REQUIRE_ROOT_TESTS";
 
-/// For tests: whether namespaces can be made. If not it says so on the terminal itself, past the capture of passing
-/// tests' output, and panics where [`REQUIRE_VARIABLE`] says that they must be.
+/// For tests: whether namespaces can be made. If not, see [`not_run`].
 pub fn can_test() -> bool {
-    if is_root() {
-        return true;
+    if !is_root() {
+        not_run("NAMESPACE TEST NOT RUN: needs root");
     }
+    is_root()
+}
+
+/// For tests: says what does not run and why, on the terminal itself, past the capture of passing tests' output.
+/// Panics where [`REQUIRE_VARIABLE`] says that it must run.
+pub fn not_run(what: &str) {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     let required = std::env::var(REQUIRE_VARIABLE).is_ok_and(|value| value == "1");
-    assert!(
-        !required,
-        "NAMESPACE TEST NOT RUN: needs root, and {REQUIRE_VARIABLE}=1 wants it run: {test}"
-    );
+    assert!(!required, "{what}, and {REQUIRE_VARIABLE}=1 wants it run: {test}");
+    say(&format!("{what}: {test}"));
+}
+
+/// For tests: a line on the terminal itself, past the capture of passing tests' output.
+pub fn say(line: &str) {
     // Not eprintln!, which is captured. If this fails there is nowhere left to say it.
-    let _ = io::Write::write_all(
-        &mut io::stderr(),
-        format!("NAMESPACE TEST NOT RUN: needs root: {test}\n").as_bytes(),
-    );
-    false
+    let _ = io::Write::write_all(&mut io::stderr(), format!("{line}\n").as_bytes());
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Which options a command must, may and must not have, and what ipvsadm says otherwise.
 
-use super::parse::UsageError;
+use super::invocation::UsageError;
 
 /// An option as the legality rules see it: `-t`, `-u`, `--sctp-service` and `-f` are one, `-g`, `-i` and `-m` are one.
 /// In the order in which ipvsadm checks them, since only the first fault is named.

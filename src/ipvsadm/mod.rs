@@ -14,6 +14,7 @@
 //! Limits: a restore sends 20000 rules at a time.
 
 mod address;
+mod invocation;
 mod legal;
 mod names;
 mod options;
@@ -33,8 +34,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+pub use invocation::{Columns, Format, Invocation, Listed, SyncDaemon, UsageError};
 pub use names::{Names, SystemNames};
-pub use parse::{Columns, Format, Invocation, Listed, SyncDaemon, UsageError, parse};
+pub use parse::parse;
 pub use run::{Outcome, Program, run};
 
 use crate::control::client::Client;

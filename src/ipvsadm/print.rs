@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::invocation::{Columns, Format};
 use super::names::Names;
-use super::parse::{Columns, Format};
 use super::scheduler_flags;
 use crate::control::protocol::{ConnectionListing, DestinationListing, ServiceListing, Timeouts, TrafficStatistics};
 use crate::packet::{Family, Protocol};

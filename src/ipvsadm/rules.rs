@@ -8,8 +8,9 @@
 //! Words are separated by blanks; there is no quoting. A file may also hold empty lines and lines that begin with `#`,
 //! which `ipvsadm-restore` takes out as well; `-R` itself takes `#` for a word, as ipvsadm does.
 
+use super::invocation::Invocation;
 use super::names::{Names, SystemNames};
-use super::parse::{Invocation, parse};
+use super::parse::parse;
 use crate::control::config::RulesError;
 use crate::control::protocol::Command;
 

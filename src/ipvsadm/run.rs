@@ -3,8 +3,9 @@
 
 use std::io::Read;
 
+use super::invocation::{Format, Invocation, Listed, UsageError};
 use super::names::Names;
-use super::parse::{Format, Invocation, Listed, UsageError, parse};
+use super::parse::parse;
 use super::{print, rules, sort, usage};
 use crate::control::client::{ClientError, Transport};
 use crate::control::protocol::{Command, CommandError, Reply, Request, ServiceListing};

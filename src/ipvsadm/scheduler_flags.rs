@@ -1,6 +1,6 @@
 //! Scheduler flags (`-b`): three bits that `sh` and `mh` give names of their own.
 
-use super::parse::UsageError;
+use super::invocation::UsageError;
 use crate::service::Service;
 
 const PLAIN: [&str; 3] = ["flag-1", "flag-2", "flag-3"];

@@ -16,6 +16,7 @@ pub mod segment;
 #[cfg(test)]
 pub mod testing;
 pub mod vec_frame;
+pub mod window;
 
 pub use drop_reason::DropReason;
 pub use flow::{Family, FlowKey, Protocol};
@@ -23,6 +24,7 @@ pub use frame::{ChecksumOffload, Frame, NoRoom, Offload, Reassembled, Segmentati
 pub use parse::{Fragment, Packet, Parsed, TcpFlags};
 pub use quote::Quote;
 pub use rewrite::Endpoint;
+pub use window::Window;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,13 +1,13 @@
 //! A frame in a vector: for fuzzing, replay and tests, where no driver is.
 
 use super::frame::{Frame, HEADROOM_MIN, NoRoom, Offload};
+use super::window::Window;
 
 /// A frame in a vector, with the headroom that drivers guarantee.
 #[derive(Clone, Debug)]
 pub struct VecFrame {
     buffer: Vec<u8>,
-    start: usize,
-    len: usize,
+    window: Window,
     offload: Offload,
 }
 
@@ -19,8 +19,7 @@ impl VecFrame {
         buffer[HEADROOM_MIN..][..bytes.len()].copy_from_slice(bytes);
         VecFrame {
             buffer,
-            start: HEADROOM_MIN,
-            len: bytes.len(),
+            window: Window::new(HEADROOM_MIN, bytes.len()),
             offload: Offload::default(),
         }
     }
@@ -34,31 +33,23 @@ impl From<&[u8]> for VecFrame {
 
 impl Frame for VecFrame {
     fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..][..self.len]
+        self.window.of(&self.buffer)
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start..][..self.len]
+        self.window.of_mut(&mut self.buffer)
     }
 
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        self.start = self.start.checked_sub(n).ok_or(NoRoom)?;
-        self.len += n;
-        Ok(())
+        self.window.grow_front(n)
     }
 
     fn shrink_front(&mut self, n: usize) {
-        assert!(n <= self.len, "a frame of {} bytes cannot lose {n}", self.len);
-        self.start += n;
-        self.len -= n;
+        self.window.shrink_front(n);
     }
 
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        if self.start + len > self.buffer.len() {
-            return Err(NoRoom);
-        }
-        self.len = len;
-        Ok(())
+        self.window.set_len(len, self.buffer.len())
     }
 
     fn offload(&self) -> Offload {

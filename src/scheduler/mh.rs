@@ -101,14 +101,7 @@ fn fill(candidates: &[Candidate], weights: &[u32]) -> Box<[u16]> {
 }
 
 fn turns(candidates: &[Candidate], weights: &[u32]) -> Vec<Turn> {
-    let gcd = |a: u32, b: u32| {
-        let (mut a, mut b) = (a, b);
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        a
-    };
-    let divisor = weights.iter().copied().fold(0, gcd).max(1);
+    let divisor = weights.iter().copied().fold(0, super::gcd).max(1);
     let largest = weights.iter().copied().max().unwrap_or(0) / divisor;
     let shift = (u32::BITS - largest.leading_zeros()).saturating_sub(PLACE_BITS);
     let turn = |(candidate, weight): (&Candidate, &u32)| {

@@ -44,6 +44,8 @@ pub struct Candidate {
     pub upper_threshold: u32,
     /// `-y`.
     pub lower_threshold: u32,
+    /// How often a destination of the service was edited (`-e`) so far: wrr begins its round anew at each time.
+    pub edits: u64,
     /// Its live numbers.
     pub load: Arc<Load>,
 }
@@ -181,4 +183,12 @@ impl Schedule for Scheduler {
     fn as_scheduler(&self) -> Option<&Scheduler> {
         Some(self)
     }
+}
+
+/// The greatest common divisor, to which weights are reduced; 0 has every divisor.
+fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
 }

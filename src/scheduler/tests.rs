@@ -46,6 +46,7 @@ impl Model {
             weight,
             upper_threshold: 0,
             lower_threshold: 0,
+            edits: 0,
             load: Arc::default(),
         };
         self.rebuild(|list| list.insert(0, candidate));
@@ -58,7 +59,10 @@ impl Model {
 
     fn edit(&mut self, address: &str, change: impl FnOnce(&mut Candidate)) {
         let address: IpAddr = address.parse().unwrap();
-        self.rebuild(|list| change(list.iter_mut().find(|c| c.key.address == address).unwrap()));
+        self.rebuild(|list| {
+            change(list.iter_mut().find(|c| c.key.address == address).unwrap());
+            list.iter_mut().for_each(|c| c.edits += 1);
+        });
     }
 
     /// `-E -s`.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Candidate, Schedule};
+use super::{Candidate, Schedule, gcd};
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
@@ -48,6 +48,9 @@ impl Wrr {
     pub(super) fn successor(&self, before: &[Candidate], after: &[Candidate]) -> Wrr {
         let mut mark = Position::unpacked(self.position.load(Ordering::Relaxed)).mark;
         let mut marks = self.marks;
+        let edits = |list: &[Candidate]| list.first().map(|c| c.edits);
+        // An edit that changes nothing is one too.
+        let edited = edits(before) != edits(after);
         let mut list: Vec<(DestinationKey, u32)> = before.iter().map(|c| (c.key, c.weight)).collect();
         let mut changed = false;
         let mut change = |list: &[(DestinationKey, u32)]| {
@@ -63,7 +66,7 @@ impl Wrr {
         }
         for new in after.iter().rev() {
             match list.iter().position(|(key, _)| *key == new.key) {
-                Some(at) if list[at].1 == new.weight => {}
+                Some(at) if list[at].1 == new.weight && !edited => {}
                 Some(at) => {
                     list[at].1 = new.weight;
                     change(&list);
@@ -144,14 +147,6 @@ impl Marks {
             mark
         }
     }
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    let (mut a, mut b) = (a, b);
-    while b != 0 {
-        (a, b) = (b, a % b);
-    }
-    a
 }
 
 impl Schedule for Wrr {

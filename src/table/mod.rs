@@ -47,7 +47,7 @@ pub struct Services {
     /// Some service has port 0.
     any_port: bool,
     /// Services of firewall marks.
-    marks: HashMap<(u32, Family), Arc<Service>>,
+    marks: Vec<Arc<Service>>,
     /// Where NAT replies come from.
     nat_sources: Arc<NatSources>,
 }
@@ -70,9 +70,7 @@ impl Services {
                     let endpoint = Endpoint::new(protocol.number().0, address, port);
                     all.exact.insert(endpoint, service);
                 }
-                ServiceKey::FwMark { mark, .. } => {
-                    all.marks.insert((mark, service.key.family()), service);
-                }
+                ServiceKey::FwMark { .. } => all.marks.push(service),
             }
         }
         all
@@ -80,7 +78,7 @@ impl Services {
 
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.exact.values().chain(self.marks.values())
+        self.exact.values().chain(&self.marks)
     }
 }
 
@@ -97,12 +95,6 @@ impl Table {
         }
         endpoint.port = 0;
         self.services.exact.get(&endpoint)
-    }
-
-    /// The service of a firewall mark.
-    #[inline]
-    pub fn service_of_mark(&self, mark: u32, family: Family) -> Option<&Arc<Service>> {
-        self.services.marks.get(&(mark, family))
     }
 
     /// Some service has the flow's destination address, whatever the port.
@@ -245,8 +237,6 @@ pub struct Service {
     pub persistence: Option<Persistence>,
     /// One-packet scheduling.
     pub one_packet: bool,
-    /// Persistence engine.
-    pub persistence_engine: Option<String>,
 }
 
 impl std::fmt::Debug for Service {
@@ -366,8 +356,6 @@ pub struct Destination {
     pub load: Arc<Load>,
     /// Traffic, one block a worker.
     pub counters: Arc<[Counters]>,
-    /// Family of the address, for speed.
-    pub family: Family,
 }
 
 /// Traffic of one destination through one worker: written by that worker only, read by anyone.
@@ -415,103 +403,4 @@ fn add(number: &AtomicU64, more: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::packet::Protocol;
-    use crate::service::TransportProtocol;
-
-    struct First;
-
-    impl Schedule for First {
-        fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
-            (!candidates.is_empty()).then_some(0)
-        }
-    }
-
-    fn service(protocol: TransportProtocol, address: &str, port: u16) -> Arc<Service> {
-        Arc::new(Service {
-            key: ServiceKey::Address {
-                protocol,
-                address: address.parse().unwrap(),
-                port,
-            },
-            scheduler: Box::new(First),
-            candidates: vec![],
-            ids: vec![],
-            persistence: None,
-            one_packet: false,
-            persistence_engine: None,
-        })
-    }
-
-    fn flow(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> FlowKey {
-        let at = |(address, port): (&str, u16)| (address.parse().unwrap(), port);
-        FlowKey::new(protocol, at(source), at(destination))
-    }
-
-    fn table(services: Services) -> Table {
-        Table {
-            services,
-            ..Table::default()
-        }
-    }
-
-    fn with(sources: NatSources) -> Table {
-        table(Services::new([], Arc::new(sources)))
-    }
-
-    #[test]
-    fn exact_before_any_port_and_families_apart() {
-        let services = [
-            service(TransportProtocol::Tcp, "10.0.0.1", 80),
-            service(TransportProtocol::Tcp, "10.0.0.1", 0),
-            service(TransportProtocol::Udp, "::a00:1", 80),
-        ];
-        let table = table(Services::new(services, Arc::default()));
-        let port = |protocol, address, port| {
-            let source = if protocol == Protocol::TCP {
-                "192.0.2.1"
-            } else {
-                "2001:db8::1"
-            };
-            let found = table.service(&flow(protocol, (source, 999), (address, port)));
-            found.map(|service| service.key.port())
-        };
-        assert_eq!(port(Protocol::TCP, "10.0.0.1", 80), Some(80));
-        assert_eq!(port(Protocol::TCP, "10.0.0.1", 81), Some(0));
-        assert_eq!(port(Protocol::TCP, "10.0.0.2", 80), None);
-        // ::a00:1 is 10.0.0.1 as a number, and another address.
-        assert_eq!(port(Protocol::UDP, "::a00:1", 80), Some(80));
-        assert!(
-            table
-                .service(&flow(Protocol::UDP, ("192.0.2.1", 1), ("10.0.0.1", 80)))
-                .is_none()
-        );
-    }
-
-    #[test]
-    fn nat_sources_by_port_any_port_and_mark() {
-        let tcp = service(TransportProtocol::Tcp, "10.0.0.1", 80);
-        let mut sources = NatSources::default();
-        let server = |address: &str, port| DestinationKey {
-            address: address.parse().unwrap(),
-            port,
-        };
-        sources.add_service(&tcp.key);
-        sources.add_destination(&tcp.key, &server("10.1.0.1", 8080));
-        let table = with(sources);
-        let from = |table: &Table, protocol, address, port| {
-            table.is_nat_source(&flow(protocol, (address, port), ("192.0.2.1", 9)))
-        };
-        assert!(from(&table, Protocol::TCP, "10.1.0.1", 8080));
-        assert!(!from(&table, Protocol::TCP, "10.1.0.1", 8081));
-        assert!(!from(&table, Protocol::UDP, "10.1.0.1", 8080));
-        assert!(table.is_virtual("10.0.0.1".parse().unwrap()));
-
-        let mut sources = NatSources::default();
-        sources.add_destination(&ServiceKey::FwMark { mark: 7, ipv6: false }, &server("10.1.0.2", 0));
-        let table = with(sources);
-        assert!(from(&table, Protocol::UDP, "10.1.0.2", 53));
-        assert!(!from(&table, Protocol::UDP, "10.1.0.3", 53));
-    }
-}
+mod tests;

@@ -93,7 +93,7 @@ fn a_foreign_xdp_program_is_named_and_left_alone() {
     let foreign = Program::load(ProgramType::Xdp, "their_filter", &a.finish()).unwrap();
     let id = foreign.info().unwrap().id;
     let namespace = s.topology.director.namespace().try_clone().unwrap();
-    let attached = |link| namespace.run(|| xdp_link::query(link).unwrap().programs).unwrap();
+    let attached = |link| namespace.run(|| xdp_link::query(link).unwrap().xdp_programs).unwrap();
     for mode in [AttachMode::Native, AttachMode::Generic] {
         let attach = || xdp_link::attach(eth1, mode, &foreign, None);
         namespace.run(attach).unwrap().unwrap();
@@ -154,7 +154,7 @@ fn another_uvs_is_named_and_undisturbed() {
         .topology
         .client
         .namespace()
-        .run(|| xdp_link::query(link).unwrap().programs);
+        .run(|| xdp_link::query(link).unwrap().xdp_programs);
     assert_eq!(left.unwrap(), [], "a start that failed leaves no filter");
 
     assert_eq!(open.get("/").unwrap(), name);

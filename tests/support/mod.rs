@@ -5,6 +5,7 @@
 
 pub mod load;
 pub mod recorded;
+pub mod recorded_frame;
 
 use std::path::Path;
 

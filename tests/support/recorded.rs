@@ -240,19 +240,6 @@ fn is_noise(frame: &[u8]) -> bool {
     }
 }
 
-/// Bytes of hexadecimal digits.
-pub fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
-}
-
-/// The same back.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// Which of a frame's checksums are right: each IP header's and each transport's, from the outside in.
 pub fn checksums(frame: &[u8]) -> Vec<bool> {
     let mut right = Vec::new();

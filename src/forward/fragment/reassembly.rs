@@ -14,7 +14,7 @@ use crate::packet::checksum;
 use crate::packet::frame::HEADROOM_MIN;
 use crate::packet::parse::DONT_FRAGMENT;
 use crate::packet::{
-    ChecksumOffload, ETHERNET_HEADER_LEN, Family, FlowKey, Fragment, Frame, NoRoom, Offload, Reassembled,
+    ChecksumOffload, ETHERNET_HEADER_LEN, Family, FlowKey, Fragment, Frame, NoRoom, Offload, Reassembled, Window,
 };
 
 /// Datagrams that are held at most.
@@ -374,8 +374,7 @@ impl Slot {
         }
         Some(Datagram {
             buffer: self.buffer.take()?,
-            start,
-            len: self.headers + payload,
+            window: Window::new(start, self.headers + payload),
             offload: Offload {
                 checksum: ChecksumOffload::Finished,
                 segmentation: None,
@@ -392,39 +391,30 @@ impl Slot {
 #[derive(Debug)]
 pub struct Datagram {
     buffer: Box<[u8]>,
-    start: usize,
-    len: usize,
+    window: Window,
     offload: Offload,
     whole: Reassembled,
 }
 
 impl Frame for Datagram {
     fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..][..self.len]
+        self.window.of(&self.buffer)
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start..][..self.len]
+        self.window.of_mut(&mut self.buffer)
     }
 
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        self.start = self.start.checked_sub(n).ok_or(NoRoom)?;
-        self.len += n;
-        Ok(())
+        self.window.grow_front(n)
     }
 
     fn shrink_front(&mut self, n: usize) {
-        assert!(n <= self.len, "a frame of {} bytes cannot lose {n}", self.len);
-        self.start += n;
-        self.len -= n;
+        self.window.shrink_front(n);
     }
 
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        if self.start + len > self.buffer.len() {
-            return Err(NoRoom);
-        }
-        self.len = len;
-        Ok(())
+        self.window.set_len(len, self.buffer.len())
     }
 
     fn offload(&self) -> Offload {

@@ -37,11 +37,6 @@ pub struct BpfError {
 }
 
 impl BpfError {
-    /// The last system call's error.
-    fn last(what: impl Into<String>) -> BpfError {
-        BpfError::new(what, io::Error::last_os_error())
-    }
-
     fn new(what: impl Into<String>, source: io::Error) -> BpfError {
         BpfError {
             what: what.into(),
@@ -184,17 +179,6 @@ impl Program {
             id: info.id,
             name: String::from_utf8_lossy(name).into_owned(),
         })
-    }
-
-    /// Makes it the filter of a socket.
-    pub fn attach_to_socket(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        let fd = self.fd.as_raw_fd();
-        let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_BPF);
-        // SAFETY: the option takes an int, and the pointer is to one.
-        match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const fd).cast(), 4) } {
-            0 => Ok(()),
-            _ => Err(BpfError::last("attach the filter to a packet socket")),
-        }
     }
 
     /// Runs it on a frame; for tests.

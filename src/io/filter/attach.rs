@@ -13,8 +13,6 @@
 //!
 //! Whether the daemon of a filter lives is another question: see [`crate::io::liveness`].
 
-use std::os::fd::AsFd;
-
 use super::{Filter, FilterMaps, Flavour, PROGRAM_NAME};
 use crate::io::bpf::xdp_link::{self, AttachMode};
 use crate::io::bpf::{BpfError, Program, ProgramInfo, tcx};
@@ -76,7 +74,7 @@ pub fn query_xdp(ifindex: u32) -> Result<Vec<Found>, BpfError> {
         let info = program.info()?;
         Ok(Found { mode, info, program })
     };
-    link.programs.into_iter().map(found).collect()
+    link.xdp_programs.into_iter().map(found).collect()
 }
 
 /// Attaches an XDP filter, in place of one of ours if there is any.
@@ -166,10 +164,4 @@ pub fn detach_tc(ifindex: u32) -> Result<usize, BpfError> {
     ours.iter()
         .try_for_each(|old| tcx::detach(ifindex, &Program::by_id(old.id)?))?;
     Ok(ours.len())
-}
-
-/// Attaches a filter to a packet socket.
-pub fn attach_socket(socket: &impl AsFd, filter: &Filter) -> Result<(), BpfError> {
-    assert_eq!(filter.flavour, Flavour::Socket);
-    filter.program.attach_to_socket(socket.as_fd())
 }

@@ -28,15 +28,18 @@
 //! Limits: as many IPv6 extension headers as the data plane looks behind, of 969 bytes together. AH and ESP belong to the kernel. A VLAN tag
 //! that the card has taken off before XDP sees the frame cannot be seen here (switch off rx-vlan-offload).
 
+mod access;
+
 use std::os::fd::AsRawFd;
 
 use super::keys::{
-    KEY_ADDRESS, KEY_FAMILY, KEY_LEN, KEY_PORT, KEY_PROTOCOL, ROLE_LOCAL, ROLE_NAT_SHIFT, ROLE_NAT_TCP_UDP_SCTP,
-    ROLE_SCTP, ROLE_TCP, ROLE_TUNNEL, ROLE_UDP, ROLE_VIP,
+    KEY_FAMILY, KEY_LEN, KEY_PORT, ROLE_LOCAL, ROLE_NAT_SHIFT, ROLE_NAT_TCP_UDP_SCTP, ROLE_SCTP, ROLE_TCP, ROLE_TUNNEL,
+    ROLE_UDP, ROLE_VIP,
 };
-use crate::io::bpf::asm::{Assembler, If, Label, Operation, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Register, Width};
+use crate::io::bpf::asm::{Assembler, If, Label, Operation, R0, R1, R2, R3, R6, R7, R8, R9, R10, Width};
 use crate::io::bpf::{Instruction, Map, ProgramType};
 use crate::packet::parse::EXTENSION_HEADERS_MAX;
+use access::Offset;
 
 /// Where a filter runs and what it does there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +82,6 @@ pub(super) const COUNTER_MATCHED: u32 = 0;
 pub(super) const COUNTER_PASSED: u32 = 1;
 
 // Kernel helpers (`enum bpf_func_id`).
-const HELPER_MAP_LOOKUP: i32 = 1;
-const HELPER_SKB_LOAD_BYTES: i32 = 26;
 const HELPER_REDIRECT_MAP: i32 = 51;
 
 // What programs return.
@@ -92,8 +93,6 @@ const SOCKET_NONE: i32 = 0;
 const SOCKET_ALL: i32 = -1;
 
 // `struct xdp_md` and `struct __sk_buff`.
-const XDP_DATA: i16 = 0;
-const XDP_DATA_END: i16 = 4;
 const XDP_QUEUE: i16 = 16;
 const SKB_KIND: i16 = 4;
 const SKB_VLAN_PRESENT: i16 = 20;
@@ -121,8 +120,6 @@ const _: () = assert!(KEY_LEN <= 24);
 const L3: i32 = 14;
 /// An IPv6 header.
 const IPV6_HEADER: i32 = 40;
-/// Offsets that the verifier shall know to be small.
-const OFFSET_MAX: i32 = 1023;
 
 const IPPROTO_HOP_BY_HOP: i32 = 0;
 const IPPROTO_ICMP: i32 = 1;
@@ -187,14 +184,6 @@ impl Labels {
             passed: a.label(),
         }
     }
-}
-
-/// Where a read begins, from the frame's first byte.
-#[derive(Clone, Copy)]
-enum Offset {
-    Constant(i32),
-    /// R7 plus that many bytes.
-    R7(i32),
 }
 
 /// The writer of the text. Registers: R6 context, R7 offset, R8 role bit, R9 odd.
@@ -511,60 +500,6 @@ impl Text<'_> {
         self.a.bind(done);
     }
 
-    /// Copies `len` bytes of the frame to the stack, or goes to `short` where it has less. Keeps R6 to R9, and R0
-    /// in XDP.
-    fn read(&mut self, offset: Offset, len: usize, to: i16, short: Label) {
-        if self.flavour != Flavour::Xdp {
-            self.a.mov(R1, R6);
-            match offset {
-                Offset::Constant(n) => self.a.mov_imm(R2, n),
-                Offset::R7(n) => {
-                    self.a.mov(R2, R7);
-                    self.a.alu_imm(Operation::Add, R2, n);
-                }
-            }
-            self.stack_address(R3, to);
-            self.a.mov_imm(R4, len as i32);
-            self.a.call(HELPER_SKB_LOAD_BYTES);
-            self.a.jump_if_imm(R0, If::NotEqual, 0, short);
-            return;
-        }
-        let mut start = 0;
-        self.a.load(Width::B4, R2, R6, XDP_DATA);
-        self.a.load(Width::B4, R3, R6, XDP_DATA_END);
-        match offset {
-            Offset::Constant(n) => start = n,
-            Offset::R7(n) => {
-                self.a.jump_if_imm(R7, If::Greater, OFFSET_MAX, short);
-                self.a.alu(Operation::Add, R2, R7);
-                start += n;
-            }
-        }
-        self.a.mov(R1, R2);
-        self.a.alu_imm(Operation::Add, R1, start + len as i32);
-        self.a.jump_if(R1, If::Greater, R3, short);
-        let mut done = 0;
-        while done < len {
-            let step = [4, 2, 1].into_iter().find(|step| done + step <= len).expect("1 fits");
-            self.a.load(Width::of(step), R1, R2, (start as usize + done) as i16);
-            self.a.store(Width::of(step), R10, to + done as i16, R1);
-            done += step;
-        }
-    }
-
-    /// R0 = pointer to the value, or 0. Destroys R1 to R5.
-    fn look_up(&mut self, map: &Map, key: i16) {
-        self.a.load_map(R1, map.as_raw_fd());
-        self.stack_address(R2, key);
-        self.a.call(HELPER_MAP_LOOKUP);
-    }
-
-    /// Completes a key by the protocol in its slot.
-    fn set_protocol(&mut self, key: i16) {
-        self.a.load(Width::B4, R1, R10, PROTOCOL);
-        self.a.store(Width::B1, R10, key + KEY_PROTOCOL, R1);
-    }
-
     /// Goes to `matched` if the map has the key with the port at `port`, or with port 0.
     fn match_port(&mut self, map: &Map, key: i16, port: i16) {
         let l = self.l;
@@ -575,34 +510,6 @@ impl Text<'_> {
         self.a.store_imm(Width::B2, R10, key + KEY_PORT, 0);
         self.look_up(map, key);
         self.a.jump_if_imm(R0, If::NotEqual, 0, l.matched);
-    }
-
-    /// A key of an IPv4 address in a header on the stack.
-    fn key_from_ipv4(&mut self, key: i16, address: i16) {
-        self.a.load(Width::B4, R1, R10, address);
-        self.a.store_imm(Width::B8, R10, key + KEY_ADDRESS, 0);
-        self.a.store_imm(Width::B8, R10, key + KEY_ADDRESS + 8, 0);
-        self.a.store(Width::B4, R10, key + KEY_ADDRESS, R1);
-        self.key_tail(key, 4);
-    }
-
-    /// A key of an IPv6 address in a header on the stack.
-    fn key_from_ipv6(&mut self, key: i16, address: i16) {
-        for half in [0, 8] {
-            self.a.load(Width::B8, R1, R10, address + half);
-            self.a.store(Width::B8, R10, key + KEY_ADDRESS + half, R1);
-        }
-        self.key_tail(key, 6);
-    }
-
-    fn key_tail(&mut self, key: i16, family: i32) {
-        self.a.store_imm(Width::B4, R10, key + KEY_PORT, 0);
-        self.a.store_imm(Width::B1, R10, key + KEY_FAMILY, family);
-    }
-
-    fn stack_address(&mut self, to: Register, slot: i16) {
-        self.a.mov(to, R10);
-        self.a.alu_imm(Operation::Add, to, slot as i32);
     }
 }
 

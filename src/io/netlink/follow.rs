@@ -49,10 +49,7 @@ impl Follower {
     /// Starts listening to the network namespace of the calling thread. At most one event waits in the channel.
     pub fn start() -> Result<(Follower, Receiver<NetworkEvent>), Error> {
         let netlink = Netlink::with_groups(&GROUPS)?;
-        let failed = |source| Error::Refused {
-            action: "start the thread that follows the network".to_owned(),
-            source,
-        };
+        let failed = |source| Error::refused("start the thread that follows the network", source);
         let waker = Waker::new().map_err(failed)?;
         let (sender, receiver) = crossbeam_channel::bounded(1);
         let polls = PollSet::new(waker.clone(), &[netlink.as_raw_fd()]);

@@ -1,12 +1,12 @@
 //! Links (network interfaces): what they are, making veth pairs and bridges, changing and deleting.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
 };
 
 use super::{Error, Netlink};
@@ -40,30 +40,29 @@ pub struct Link {
     pub rx_queues: u32,
     /// Transmit queues allocated.
     pub tx_queues: u32,
-    /// XDP program attached.
-    pub xdp: Option<XdpAttachment>,
+    /// Attached XDP programs by id: at most one a mode.
+    pub xdp_programs: Vec<(AttachMode, u32)>,
 }
 
-/// An XDP program on a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct XdpAttachment {
-    /// The kernel's id of the program; 0 where several are attached.
-    pub program_id: u32,
-    /// How it is attached.
-    pub mode: XdpMode,
-}
-
-/// How an XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XdpMode {
-    /// By the driver (`xdp`, native).
+/// Where in the receive path an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AttachMode {
+    /// In the interface's own driver.
     Native,
-    /// By the stack (`xdpgeneric`).
+    /// In the stack, after an skb was made: works everywhere.
     Generic,
-    /// In the card (`xdpoffload`).
-    Offload,
-    /// More than one.
-    Multiple,
+    /// On the card's own processor.
+    Hardware,
+}
+
+impl std::fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            AttachMode::Native => "native",
+            AttachMode::Generic => "generic",
+            AttachMode::Hardware => "hardware",
+        })
+    }
 }
 
 /// One end of a veth pair to be made.
@@ -199,11 +198,31 @@ impl Netlink {
         })
     }
 
-    /// Moves a link to another namespace.
-    pub fn move_link(&mut self, index: u32, namespace: &Namespace) -> Result<(), Error> {
-        let attribute = LinkAttribute::NetNsFd(namespace.as_fd().as_raw_fd());
-        self.set_link(index, attribute, || {
-            format!("move interface {index} to namespace {}", namespace.name())
+    /// Attaches an XDP program, in place of `old` if given and otherwise only where none is; without a program, detaches
+    /// `old`. The kernel refuses when another program than `old` is there.
+    pub fn set_xdp(
+        &mut self,
+        index: u32,
+        mode: AttachMode,
+        program: Option<BorrowedFd<'_>>,
+        old: Option<BorrowedFd<'_>>,
+    ) -> Result<(), Error> {
+        // include/uapi/linux/if_link.h
+        const FLAG_IF_NOEXIST: u32 = 1;
+        const FLAG_REPLACE: u32 = 1 << 4;
+        let mode_flag = match mode {
+            AttachMode::Generic => 1 << 1,
+            AttachMode::Native => 1 << 2,
+            AttachMode::Hardware => 1 << 3,
+        };
+        let replace = if old.is_some() { FLAG_REPLACE } else { FLAG_IF_NOEXIST };
+        let mut attributes = vec![
+            LinkXdp::Fd(program.map_or(-1, |program| program.as_raw_fd())),
+            LinkXdp::Flags(mode_flag | replace),
+        ];
+        attributes.extend(old.map(|old| LinkXdp::ExpectedFd(old.as_raw_fd() as u32)));
+        self.set_link(index, LinkAttribute::Xdp(attributes), || {
+            format!("set the {mode} XDP program of interface {index}")
         })
     }
 
@@ -264,7 +283,9 @@ impl From<&LinkMessage> for Link {
                 LinkAttribute::NumRxQueues(queues) => link.rx_queues = *queues,
                 LinkAttribute::NumTxQueues(queues) => link.tx_queues = *queues,
                 LinkAttribute::Controller(index) => link.controller = Some(*index),
-                LinkAttribute::Xdp(attributes) => link.xdp = xdp_attachment(attributes),
+                LinkAttribute::Xdp(attributes) => {
+                    link.xdp_programs = attributes.iter().filter_map(xdp_program).collect()
+                }
                 LinkAttribute::LinkInfo(info) => {
                     link.kind = info.iter().find_map(|item| match item {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -278,20 +299,12 @@ impl From<&LinkMessage> for Link {
     }
 }
 
-fn xdp_attachment(attributes: &[LinkXdp]) -> Option<XdpAttachment> {
-    let mode = attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::Attached(XdpAttached::Driver) => Some(XdpMode::Native),
-        LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(XdpMode::Generic),
-        LinkXdp::Attached(XdpAttached::Hardware) => Some(XdpMode::Offload),
-        LinkXdp::Attached(XdpAttached::Multiple) => Some(XdpMode::Multiple),
-        _ => None,
-    })?;
-    let program_id = attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(id) => Some(*id),
-        _ => None,
-    });
-    Some(XdpAttachment {
-        program_id: program_id.unwrap_or(0),
-        mode,
-    })
+fn xdp_program(attribute: &LinkXdp) -> Option<(AttachMode, u32)> {
+    let (mode, id) = match attribute {
+        LinkXdp::DrvProgId(id) => (AttachMode::Native, *id),
+        LinkXdp::SkbProgId(id) => (AttachMode::Generic, *id),
+        LinkXdp::HwProgId(id) => (AttachMode::Hardware, *id),
+        _ => return None,
+    };
+    (id != 0).then_some((mode, id))
 }

@@ -18,7 +18,9 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -26,13 +28,16 @@ use crate::io::netns::{self, Namespace};
 
 pub use address::Address;
 pub use follow::{Follower, NetworkEvent};
-pub use link::{Link, VethEnd, XdpAttachment, XdpMode};
+pub use link::{AttachMode, Link, VethEnd};
 pub use neighbour::{Neighbour, NeighbourState};
 pub use resolve::Resolver;
 pub use route::{Route, RouteAnswer, RouteKind};
 
 /// Bytes of one netlink datagram that we are ready to take; the kernel sends at most 32 KiB at once.
 const DATAGRAM_MAX: usize = 64 * 1024;
+
+/// Bytes of a message's header.
+const HEADER_LEN: usize = 16;
 
 /// What could not be done by netlink, and why.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +49,8 @@ pub enum Error {
         action: String,
         /// What the kernel said.
         source: io::Error,
+        /// The same in words, where the kernel has some (its extended acknowledgement).
+        words: String,
     },
     /// There is no such link.
     #[error("no interface {0} in this network namespace")]
@@ -62,6 +69,14 @@ pub enum Error {
 }
 
 impl Error {
+    fn refused(action: impl Into<String>, source: io::Error) -> Error {
+        Error::Refused {
+            action: action.into(),
+            source,
+            words: String::new(),
+        }
+    }
+
     /// The kernel's error number, where it was the kernel that refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
@@ -101,15 +116,16 @@ impl Netlink {
             if let Err(error) = socket.set_netlink_get_strict_chk(true) {
                 log::debug!("netlink: no strict checking: {error}");
             }
+            // So that a refusal says why, and does not repeat the request.
+            if let Err(error) = socket.set_ext_ack(true).and_then(|()| socket.set_cap_ack(true)) {
+                log::debug!("netlink: no extended acknowledgements: {error}");
+            }
             for group in groups {
                 socket.add_membership(*group)?;
             }
             Ok(socket)
         })();
-        let socket = opened.map_err(|source| Error::Refused {
-            action: "open a netlink socket".to_owned(),
-            source,
-        })?;
+        let socket = opened.map_err(|source| Error::refused("open a netlink socket", source))?;
         Ok(Netlink {
             socket,
             sequence: 0,
@@ -164,10 +180,7 @@ impl Netlink {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
-        let refused = |source| Error::Refused {
-            action: action(),
-            source,
-        };
+        let refused = |source| Error::refused(action(), source);
         self.socket.send(&bytes, 0).map_err(refused)?;
 
         let mut answers = Vec::new();
@@ -180,7 +193,13 @@ impl Netlink {
                 match payload {
                     NetlinkPayload::Error(error) => match error.code {
                         None => return Ok(answers),
-                        Some(_) => return Err(refused(error.to_io())),
+                        Some(_) => {
+                            return Err(Error::Refused {
+                                action: action(),
+                                source: error.to_io(),
+                                words: words_of(&error),
+                            });
+                        }
                     },
                     NetlinkPayload::Done(done) if done.code < 0 => {
                         return Err(refused(io::Error::from_raw_os_error(-done.code)));
@@ -214,9 +233,19 @@ impl AsRawFd for Netlink {
     }
 }
 
+/// The text of an extended acknowledgement: behind the error number and the request's header.
+fn words_of(error: &ErrorMessage) -> String {
+    const NLMSGERR_ATTR_MSG: u16 = 1; // include/uapi/linux/netlink.h
+    let behind = error.header.get(HEADER_LEN..).unwrap_or_default();
+    let message = NlasIterator::new(behind)
+        .map_while(Result::ok)
+        .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG);
+    let text = message.as_ref().map_or(&[][..], |attribute| attribute.value());
+    String::from_utf8_lossy(text.strip_suffix(&[0]).unwrap_or(text)).into_owned()
+}
+
 /// Splits a datagram into its messages (RFC 3549 section 2.3.2: each begins at a multiple of four bytes).
 fn split(datagram: &[u8]) -> Vec<(NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>)> {
-    const HEADER_LEN: usize = 16;
     let mut messages = Vec::new();
     let mut rest = datagram;
     while rest.len() >= HEADER_LEN {

@@ -1,0 +1,176 @@
+//! The server at a real socket, with an outside that answers.
+
+use std::io::{BufRead, BufReader};
+
+use super::*;
+
+/// A server whose control thread answers every request by the process id 7.
+struct Fixture {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    server: Option<Server>,
+    requests: Receiver<Asked>,
+}
+
+impl Fixture {
+    fn new() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/uvs.sock");
+        let (sender, requests) = crossbeam_channel::unbounded();
+        let server = Server::start(&path, sender).unwrap_or_else(|error| panic!("{error}"));
+        Fixture {
+            _folder: folder,
+            path,
+            server: Some(server),
+            requests,
+        }
+    }
+
+    fn answer_all(&self) {
+        let requests = self.requests.clone();
+        thread::spawn(move || {
+            for asked in requests {
+                let (_, answering) = asked.into_parts();
+                answering.reply(Reply::Ok {
+                    version: "v".to_owned(),
+                    pid: 7,
+                });
+            }
+        });
+    }
+
+    fn connect(&self) -> BufReader<UnixStream> {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        BufReader::new(stream)
+    }
+}
+
+fn send(client: &mut BufReader<UnixStream>, bytes: &[u8]) {
+    client.get_mut().write_all(bytes).unwrap();
+}
+
+fn receive(client: &mut BufReader<UnixStream>) -> Reply {
+    let mut line = String::new();
+    client.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+}
+
+fn is_ok(reply: &Reply) -> bool {
+    matches!(reply, Reply::Ok { pid: 7, .. })
+}
+
+#[test]
+fn several_clients_several_requests_and_the_mode() {
+    let fixture = Fixture::new();
+    fixture.answer_all();
+    let mode = fs::metadata(&fixture.path).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (mut first, mut second) = (fixture.connect(), fixture.connect());
+    // Two in one piece, and one in two.
+    send(&mut first, b"{\"request\":\"ping\"}\n{\"request\":\"ping\"}\n");
+    send(&mut second, b"{\"request\":");
+    assert!(is_ok(&receive(&mut first)) && is_ok(&receive(&mut first)));
+    send(&mut second, b"\"ping\"}\n");
+    assert!(is_ok(&receive(&mut second)));
+}
+
+#[test]
+fn nonsense_is_refused_and_the_client_may_go_on() {
+    let fixture = Fixture::new();
+    fixture.answer_all();
+    let mut client = fixture.connect();
+    for bad in [&b"hello\n"[..], b"\n", b"{\"request\":\"fly\"}\n", b"\xff\xfe\n"] {
+        send(&mut client, bad);
+        let Reply::Error { message } = receive(&mut client) else {
+            panic!("{bad:?} was taken")
+        };
+        assert!(message.starts_with("not a request: "), "{message}");
+    }
+    send(&mut client, b"{\"request\":\"ping\"}\n");
+    assert!(is_ok(&receive(&mut client)));
+}
+
+#[test]
+fn too_many_clients_are_told_so() {
+    let fixture = Fixture::new();
+    fixture.answer_all();
+    let mut clients: Vec<_> = (0..CLIENTS_MAX).map(|_| fixture.connect()).collect();
+    for client in &mut clients {
+        send(client, b"{\"request\":\"ping\"}\n");
+        assert!(is_ok(&receive(client)));
+    }
+    let Reply::Error { message } = receive(&mut fixture.connect()) else {
+        panic!("one too many")
+    };
+    assert!(message.contains("64 clients"), "{message}");
+    // One leaves, and soon there is room.
+    drop(clients.pop());
+    let start = Instant::now();
+    loop {
+        let mut client = fixture.connect();
+        // One that is refused may be closed before it has asked.
+        let _ = client.get_mut().write_all(b"{\"request\":\"ping\"}\n");
+        if is_ok(&receive(&mut client)) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+}
+
+#[test]
+fn one_daemon_a_path_and_stale_files_are_replaced() {
+    let mut fixture = Fixture::new();
+    let (sender, _requests) = crossbeam_channel::unbounded();
+    let error = Server::start(&fixture.path, sender.clone()).unwrap_err().to_string();
+    assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
+    drop(fixture.server.take());
+    assert!(!fixture.path.exists());
+    // What a killed daemon leaves.
+    drop(UnixListener::bind(&fixture.path).unwrap());
+    assert!(fixture.path.exists());
+    drop(Server::start(&fixture.path, sender.clone()).unwrap());
+    fs::write(&fixture.path, "text").unwrap();
+    let error = Server::start(&fixture.path, sender).unwrap_err();
+    assert!(matches!(error, ServerError::NotASocket { .. }), "{error}");
+    assert_eq!(fs::read_to_string(&fixture.path).unwrap(), "text");
+}
+
+#[test]
+fn a_daemon_that_stops_without_answering_says_so() {
+    let fixture = Fixture::new();
+    let mut client = fixture.connect();
+    send(&mut client, b"{\"request\":\"ping\"}\n");
+    drop(fixture.requests.recv().unwrap());
+    let Reply::Error { message } = receive(&mut client) else {
+        panic!()
+    };
+    assert_eq!(message, "uvs is stopping");
+}
+
+#[test]
+fn the_last_answer_is_written_before_the_server_is_gone() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.connect();
+    send(&mut client, b"{\"request\":\"ping\"}\n");
+    let (_, answering) = fixture.requests.recv().unwrap().into_parts();
+    answering.reply_with(|| {
+        thread::sleep(Duration::from_millis(200));
+        Reply::Ok {
+            version: "v".to_owned(),
+            pid: 7,
+        }
+    });
+    let server = fixture.server.take().unwrap();
+    let busy = server.busy.clone();
+    assert_eq!(busy.load(Ordering::Relaxed), 1);
+    drop(server);
+    assert_eq!(busy.load(Ordering::Relaxed), 0);
+    assert!(is_ok(&receive(&mut client)));
+}
+
+#[test]
+fn root_and_our_own_user_only() {
+    assert!(may_ask(0, 0) && may_ask(0, 1000) && may_ask(1000, 1000));
+    assert!(!may_ask(1000, 0) && !may_ask(1001, 1000));
+}
