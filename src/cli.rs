@@ -86,7 +86,11 @@ fn dispatch(command: Command) -> ExitCode {
         Command::Demo(options) => demo(options),
         Command::Decap(options) => decap(options),
         Command::Ipvsadm { arguments } => ipvsadm::main("ipvsadm", &arguments),
-        Command::Stop(options) => print(ask::stop(&options, &mut client(&options.socket))),
+        Command::Stop(options) => print(ask::stop(
+            &options,
+            &mut client(&options.socket),
+            control::run::take_off_dead_filters,
+        )),
         Command::Stats(options) => print(ask::statistics(&options, &mut client(&options.socket))),
         Command::Sysctl(options) => print(ask::sysctl(&options, &mut client(&options.socket))),
         Command::Ping(options) => print(ask::ping(&mut client(&options.socket))),

@@ -16,7 +16,7 @@ use uvs::packet::Family::{V4, V6};
 mod support;
 
 use support::load::Load;
-use support::{FAMILIES, HttpClient, Layout, METHODS, Method, PORT, Plan, Scenario, scenario};
+use support::{FAMILIES, HttpClient, Layout, METHODS, Method, PORT, Plan, Scenario, program, scenario};
 
 /// Open connections of each method.
 const CONNECTIONS: usize = 200;
@@ -117,7 +117,41 @@ fn live_on(label: &str, driver: &str, other: &str) {
 
     load.stop_without_failure(&format!("{driver}, killed four times, taken over twice, stopped once"));
     drop(open);
+    kill(&mut s);
+    stop_the_dead(&mut s);
+    s.start(&["--driver", driver]).expect("it starts");
     leaves_nothing(&mut s);
+}
+
+/// `uvs stop` gives the virtual addresses back though nobody runs.
+fn stop_the_dead(s: &mut Scenario) {
+    let socket = s.director().unwrap().socket().to_owned();
+    let stop = |s: &Scenario| {
+        // In its namespace: that is where the filter is.
+        let mut command = s.topology.director.command(program()).expect("a command");
+        command.arg("stop").env("UVS_SOCKET", &socket);
+        command.output().expect("uvs stop runs")
+    };
+    let output = stop(s);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("left on eth0 is taken off"),
+        "{output:?}"
+    );
+    assert_eq!(attached(s), (0, 0), "programs of XDP and tcx");
+    let again = stop(s);
+    assert!(!again.status.success(), "{again:?}");
+}
+
+/// Our programs on the director's interface, of XDP and of tcx.
+fn attached(s: &mut Scenario) -> (usize, usize) {
+    let index = s.topology.director.link("eth0").expect("eth0").index;
+    let attached = || {
+        let xdp = attach::query_xdp(index).expect("a question to the kernel").len();
+        (xdp, attach::query_tc(index).expect("a question to the kernel").len())
+    };
+    let found = s.topology.director.namespace().run(attached);
+    found.expect("the namespace is there")
 }
 
 /// Starts the director. Returns how long it took until a request on an open connection was answered.
@@ -222,18 +256,7 @@ fn leaves_nothing(s: &mut Scenario) {
     let links = s.topology.director.netlink().links().expect("links");
     let names: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
     assert_eq!(names, ["lo", "eth0"]);
-    let index = links[1].index;
-    let attached = || {
-        let xdp = attach::query_xdp(index).expect("a question to the kernel").len();
-        (xdp, attach::query_tc(index).expect("a question to the kernel").len())
-    };
-    let attached = s
-        .topology
-        .director
-        .namespace()
-        .run(attached)
-        .expect("the namespace is there");
-    assert_eq!(attached, (0, 0), "programs of XDP and tcx");
+    assert_eq!(attached(s), (0, 0), "programs of XDP and tcx");
     assert!(!socket.exists(), "the socket is gone");
     assert_eq!(files(&directory.join("run")), 0, "the entries are gone");
     for method in METHODS {

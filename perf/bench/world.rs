@@ -20,7 +20,8 @@ use uvs::packet::{FlowKey, Frame, Mac, NoRoom, Offload, Protocol, TcpFlags, Wind
 use uvs::scheduler::{Candidate, Load, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 use uvs::table::{
-    Counters, Destination, DestinationId, Hops, Interface, InterfaceId, NextHop, Reach, Service, Services, Table,
+    Counters, Destination, DestinationId, Hops, Interface, InterfaceId, LocalAddresses, NextHop, Reach, Service,
+    Services, Table,
 };
 
 /// Destinations of the service.
@@ -230,7 +231,7 @@ fn director(method: Method) -> Table {
         services: Services::new([Arc::new(service)], Arc::default()),
         destinations: destinations.into_iter().map(Some).collect(),
         interfaces: Arc::new([interface(0, VIP), interface(1, DIRECTOR)]),
-        local: Arc::new([VIP.into(), DIRECTOR.into()].into_iter().collect()),
+        local: Arc::new(LocalAddresses::new([VIP.into(), DIRECTOR.into()], [])),
         timeouts: Timeouts::default(),
         sysctls: Arc::default(),
     }

@@ -4,6 +4,7 @@
 use super::stats;
 use crate::control::client::{ClientError, Transport};
 use crate::control::protocol::{Command, Reply, Request};
+use crate::control::run_error::RunError;
 use crate::options::{StatsOptions, StopOptions, SysctlOptions};
 
 /// What the IPVS settings' names begin with.
@@ -99,11 +100,26 @@ fn set(name: &str, value: &str, transport: &mut dyn Transport) -> Result<String,
     }
 }
 
-/// `uvs stop`.
-pub fn stop(options: &StopOptions, transport: &mut dyn Transport) -> Result<String, AskError> {
-    match transport.call(&Request::Stop { keep: options.keep })? {
-        Reply::Ok { .. } => Ok(String::new()),
-        reply => Err(refused(reply)),
+/// `uvs stop`. `take_off` takes off what a daemon that died has left, and names the interfaces.
+pub fn stop(
+    options: &StopOptions,
+    transport: &mut dyn Transport,
+    take_off: fn() -> Result<Vec<String>, RunError>,
+) -> Result<String, AskError> {
+    match transport.call(&Request::Stop { keep: options.keep }) {
+        Ok(Reply::Ok { .. }) => Ok(String::new()),
+        Ok(reply) => Err(refused(reply)),
+        Err(error @ ClientError::NotRunning { .. }) if !options.keep => {
+            let interfaces = take_off().map_err(|error| AskError::Refused(error.to_string()))?;
+            if interfaces.is_empty() {
+                return Err(error.into());
+            }
+            Ok(format!(
+                "uvs was not running; the filter that it left on {} is taken off\n",
+                interfaces.join(", ")
+            ))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -218,9 +234,23 @@ mod tests {
             keep: true,
             ..Default::default()
         };
-        assert_eq!(stop(&options, daemon).unwrap(), "");
+        let nothing = || -> Result<Vec<String>, RunError> { panic!("it runs, so nothing was left") };
+        assert_eq!(stop(&options, daemon, nothing).unwrap(), "");
         options.keep = false;
-        assert_eq!(stop(&options, daemon).unwrap_err().to_string(), "not now");
+        assert_eq!(stop(&options, daemon, nothing).unwrap_err().to_string(), "not now");
+    }
+
+    #[test]
+    fn a_stop_of_a_dead_daemon_takes_off_what_it_left() {
+        let dead = &mut crate::control::client::Client::new("/nonexistent/uvs.sock".into());
+        let mut options = StopOptions::default();
+        let left = || Ok(vec!["eth0".to_owned(), "eth1".to_owned()]);
+        let said = stop(&options, dead, left).unwrap();
+        assert!(said.ends_with("on eth0, eth1 is taken off\n"), "{said}");
+        let error = stop(&options, dead, || Ok(vec![])).unwrap_err().to_string();
+        assert!(error.starts_with("uvs is not running"), "{error}");
+        options.keep = true;
+        stop(&options, dead, || panic!("it is to be kept")).unwrap_err();
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! does not know its service yet or any more. A request is answered when its change is live on every worker and the
 //! rules are on the disk.
 
-use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +21,7 @@ use super::statistics::ESTIMATOR_PERIOD_MS;
 use super::store::Saved;
 use crate::io::netlink::follow::NetworkEvent;
 use crate::service::ServiceKey;
-use crate::table::{Interface, Table};
+use crate::table::{Interface, LocalAddresses, Table};
 
 /// How often connections are swept.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -59,6 +57,8 @@ pub struct Ending {
     pub keep: bool,
     /// Who asked for it, to be answered when it is done.
     pub answering: Option<Answering>,
+    /// To start again at once: an interface is there again that was gone.
+    pub again: bool,
 }
 
 /// Reads the configuration again.
@@ -75,7 +75,7 @@ pub struct Control<O: Outside> {
     config: Option<u64>,
     daemon_config: DaemonConfig,
     interfaces: Arc<[Interface]>,
-    local: Arc<HashSet<IpAddr>>,
+    local: Arc<LocalAddresses>,
     /// Nothing tells of changes of the network any more.
     deaf: bool,
     estimated_ms: u64,
@@ -129,6 +129,13 @@ impl<O: Outside> Control<O> {
     /// Runs until told to stop. An error means that the process must end at once, without cleaning up.
     pub fn run(&mut self, mut events: Events) -> Result<Ending, Stuck> {
         loop {
+            if self.outside.must_start_again() {
+                return Ok(Ending {
+                    keep: true,
+                    answering: None,
+                    again: true,
+                });
+            }
             select! {
                 recv(events.requests) -> asked => match asked {
                     Ok(asked) => if let Some(ending) = self.answer(asked)? {
@@ -137,7 +144,7 @@ impl<O: Outside> Control<O> {
                     Err(_) => events.requests = never(),
                 },
                 recv(events.signals) -> signal => match signal {
-                    Ok(Signal::Stop) => return Ok(Ending { keep: false, answering: None }),
+                    Ok(Signal::Stop) => return Ok(Ending { keep: false, answering: None, again: false }),
                     Ok(Signal::Reload) => self.reload()?,
                     Err(_) => events.signals = never(),
                 },
@@ -195,7 +202,11 @@ impl<O: Outside> Control<O> {
             Request::Ping => answering.reply(here()),
             Request::Stop { keep } => {
                 let answering = Some(answering);
-                return Ok(Some(Ending { keep, answering }));
+                return Ok(Some(Ending {
+                    keep,
+                    answering,
+                    again: false,
+                }));
             }
         }
         Ok(None)

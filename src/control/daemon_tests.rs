@@ -1,6 +1,8 @@
 //! The loop over an outside in memory that writes down what it was asked to do.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -30,6 +32,7 @@ struct World {
     local: HashSet<IpAddr>,
     filter_full: bool,
     stuck: bool,
+    interface_is_back: bool,
 }
 
 #[derive(Clone)]
@@ -61,8 +64,13 @@ impl Outside for Fake {
         Arc::new([])
     }
 
-    fn local_addresses(&self) -> Arc<HashSet<IpAddr>> {
-        Arc::new(self.0.borrow().local.clone())
+    fn must_start_again(&self) -> bool {
+        self.0.borrow().interface_is_back
+    }
+
+    fn local_addresses(&self) -> Arc<LocalAddresses> {
+        let prefix = (IpAddr::from([10, 0, 0, 0]), 24);
+        Arc::new(LocalAddresses::new(self.0.borrow().local.clone(), [prefix]))
     }
 
     fn network_changed(&mut self) {
@@ -175,6 +183,7 @@ impl Fixture {
             local: HashSet::new(),
             filter_full: false,
             stuck: false,
+            interface_is_back: false,
         }));
         let registry = Registry::new(2, first);
         let control = Control::new(State::default(), registry, Fake(world.clone()));
@@ -346,6 +355,34 @@ fn a_reload_changes_what_differs_and_a_bad_file_nothing() {
         fixture.control.reload().unwrap();
         assert!(fixture.log().is_empty(), "{bad:?} changed something");
     }
+}
+
+/// The frames of a service whose address is not the director's are the kernel's, until it is.
+#[test]
+fn services_of_others_addresses_wait_for_them() {
+    let mut fixture = Fixture::new();
+    fixture.apply(commands("[[service]]\ntcp = \"192.0.2.1:80\"\n"));
+    assert_eq!(fixture.log(), ["table of 1"]);
+    fixture.world.borrow_mut().local.insert(IpAddr::from([192, 0, 2, 1]));
+    fixture.control.follow_network().unwrap();
+    assert_eq!(fixture.log(), ["table of 1", "filter +2"]);
+    fixture.world.borrow_mut().local.clear();
+    fixture.control.follow_network().unwrap();
+    assert_eq!(fixture.log(), ["filter -2", "table of 1"]);
+}
+
+#[test]
+fn an_interface_that_is_back_ends_the_loop_to_begin_again() {
+    let mut fixture = Fixture::new();
+    fixture.world.borrow_mut().interface_is_back = true;
+    let events = Events {
+        requests: crossbeam_channel::never(),
+        signals: crossbeam_channel::never(),
+        network: crossbeam_channel::never(),
+        ticks: crossbeam_channel::never(),
+    };
+    let ending = fixture.control.run(events).unwrap();
+    assert!(ending.keep && ending.again && ending.answering.is_none());
 }
 
 #[test]

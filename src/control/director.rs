@@ -22,7 +22,7 @@ use crate::io::filter::{FilterCounters, FilterMaps, Rule};
 use crate::io::netlink::Resolver;
 use crate::io::poll::Waker;
 use crate::packet::Mac;
-use crate::table::{self, Destination, Interface, Reach, Table};
+use crate::table::{self, Destination, Interface, LocalAddresses, Reach, Table};
 
 /// A worker that does not take a new table for so long is stuck.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -66,6 +66,8 @@ pub struct ServedInterface {
     pub mode: String,
     /// Its filter.
     pub filter: Box<dyn ServedFilter>,
+    /// The kernel's interface was deleted.
+    pub gone: bool,
 }
 
 /// The filter of an interface in use.
@@ -104,7 +106,7 @@ pub struct Director {
     served: Vec<ServedInterface>,
     interfaces: Arc<[Interface]>,
     indexes: Vec<u32>,
-    local: Arc<HashSet<IpAddr>>,
+    local: Arc<LocalAddresses>,
     maps: FilterMaps,
     connections: Arc<ConnectionTable>,
     resolver: Resolver,
@@ -163,7 +165,8 @@ impl Director {
 
     /// Makes links and addresses what was last read.
     fn read_network(&mut self) {
-        let local: HashSet<IpAddr> = self.resolver.local_addresses().iter().map(|a| a.address).collect();
+        let hosts = self.resolver.local_addresses().iter().map(|a| a.address);
+        let local = LocalAddresses::new(hosts, self.resolver.local_prefixes().iter().copied());
         if *self.local != local {
             self.local = Arc::new(local);
         }
@@ -178,6 +181,13 @@ impl Director {
             }
         };
         let interfaces: Vec<Interface> = self.interfaces.iter().map(current).collect();
+        for served in self.served.iter_mut().filter(|served| !served.gone) {
+            if self.resolver.link(served.interface.index).is_none() {
+                let name = &served.interface.name;
+                log::error!("interface {name} is gone: nothing is served there until there is one of that name again");
+                served.gone = true;
+            }
+        }
         if *self.interfaces != *interfaces {
             for (served, interface) in self.served.iter().zip(&interfaces) {
                 served.follow(interface);
@@ -241,7 +251,25 @@ impl Outside for Director {
         self.interfaces.clone()
     }
 
-    fn local_addresses(&self) -> Arc<HashSet<IpAddr>> {
+    fn must_start_again(&self) -> bool {
+        let back = |served: &&ServedInterface| {
+            let link = self.resolver.link_named(&served.interface.name);
+            link.is_some_and(|link| link.up && link.mac.is_some())
+        };
+        let mut gone = self.served.iter().filter(|served| served.gone);
+        match gone.find(back) {
+            Some(served) => {
+                log::info!(
+                    "interface {} is there again: starting again in place",
+                    served.interface.name
+                );
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn local_addresses(&self) -> Arc<LocalAddresses> {
         self.local.clone()
     }
 
@@ -360,7 +388,7 @@ fn interface_report(served: &ServedInterface) -> InterfaceReport {
     InterfaceReport {
         name: served.interface.name.clone(),
         driver: served.driver.to_owned(),
-        mode: served.mode.clone(),
+        mode: if served.gone { "gone" } else { &served.mode }.to_owned(),
         filter_matched: filter.matched,
         filter_passed: filter.passed,
         ..InterfaceReport::default()

@@ -254,6 +254,7 @@ where
             driver,
             mode,
             filter: Box::new(filter),
+            gone: false,
         }
     });
     Ok((served.collect(), handles))
@@ -312,6 +313,7 @@ fn start_raw(
             driver: "raw",
             mode: "packet socket".to_owned(),
             filter: Box::new(silence),
+            gone: false,
         }
     });
     Ok((served.collect(), handles))

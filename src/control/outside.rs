@@ -1,14 +1,13 @@
 //! What the control thread needs of workers, filter, kernel and clock: one trait, so that the loop runs in memory.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::Report;
 use crate::io::filter::Rule;
-use crate::table::{Destination, Interface, Table};
+use crate::table::{Destination, Interface, LocalAddresses, Table};
 
 /// A worker does not answer. Nothing can be made live any more: the process must end, and the next one takes over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,8 +30,11 @@ pub trait Outside: Routes {
     /// The daemon's interfaces, as last heard of.
     fn interfaces(&self) -> Arc<[Interface]>;
 
+    /// An interface that was gone is there again, which only a new start can serve.
+    fn must_start_again(&self) -> bool;
+
     /// The director's own addresses, as last heard of.
-    fn local_addresses(&self) -> Arc<HashSet<IpAddr>>;
+    fn local_addresses(&self) -> Arc<LocalAddresses>;
 
     /// Reads links, addresses and neighbours anew.
     fn network_changed(&mut self);

@@ -18,7 +18,7 @@ use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
 use crate::scheduler::{self, Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
-use crate::table::{self, Counters, DestinationId, Interface, NatSources, Reach, Services, Table};
+use crate::table::{self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Table};
 
 /// How long an idle removed destination can still be revived (IP_VS_DEST_TRASH_PERIOD).
 const TRASH_MS: u64 = 120_000;
@@ -132,11 +132,15 @@ impl Registry {
     /// What the filter must look for, `local` being the director's own addresses. Removed services and destinations
     /// count as long as connections to them live and there is any service at all: as in the kernel, which drops
     /// such clients' packets silently, and gives all back to the local stack when the last service is gone.
-    pub fn filter_rules(&self, local: &HashSet<IpAddr>) -> HashSet<Rule> {
-        let mut rules: HashSet<Rule> = local.iter().map(|address| Rule::Local(*address)).collect();
+    ///
+    /// Only services of the director's own addresses count: the frames of others are the kernel's to forward, as those of
+    /// a director that stands by for another are.
+    pub fn filter_rules(&self, local: &LocalAddresses) -> HashSet<Rule> {
+        let mut rules: HashSet<Rule> = local.hosts().map(Rule::Local).collect();
         if self.services.is_empty() {
             return rules;
         }
+        let service_rule = |key: &ServiceKey| service_rule(key).filter(|rule| is_of(rule, local));
         rules.extend(self.services.keys().filter_map(service_rule));
         for (slot, live) in self.slots.iter().zip(&self.live) {
             let (Some(slot), Some(live)) = (slot, live) else {
@@ -170,7 +174,7 @@ impl Registry {
     }
 
     /// The next table.
-    pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<HashSet<IpAddr>>) -> Table {
+    pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         self.generation += 1;
         let services = self.services.values().map(|service| service.table.clone());
         Table {
@@ -444,6 +448,13 @@ fn connections(load: &Load) -> u64 {
         .iter()
         .map(|count| count.load(Ordering::Relaxed) as u64)
         .sum()
+}
+
+fn is_of(rule: &Rule, local: &LocalAddresses) -> bool {
+    match rule {
+        Rule::Service { address, .. } => local.contains(address),
+        _ => true,
+    }
 }
 
 fn service_rule(key: &ServiceKey) -> Option<Rule> {

@@ -280,7 +280,7 @@ fn recovered_entries_find_their_destination_or_get_a_trash_slot() {
 #[test]
 fn the_filter_looks_for_what_lives() {
     let own = IpAddr::from([10, 0, 0, 1]);
-    let local = HashSet::from([own]);
+    let local = LocalAddresses::new([own], []);
     let service = Rule::Service {
         protocol: TransportProtocol::Tcp,
         address: own,

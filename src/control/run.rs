@@ -4,6 +4,7 @@
 //! End: a plain stop gives the virtual addresses back to the kernel and leaves nothing; with `keep`, and after a crash, the
 //! filter stays and drops what is for services, and the entries stay for the next start.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,12 +32,14 @@ use crate::io::filter::FilterMaps;
 use crate::io::filter::attach::{self};
 use crate::io::liveness::{self, Claim, ClaimError};
 use crate::io::netlink::follow::NetworkEvent;
-use crate::io::netlink::{Follower, Resolver};
+use crate::io::netlink::{Follower, Netlink, Resolver};
 use crate::io::tun::{self, Tun};
 use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT};
 use crate::packet::Mac;
 use crate::table::{Hops, Interface};
 
+/// One that does not answer any more may be about to end.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 /// A daemon that hands over must be gone after this.
 const HANDOVER_MAX: Duration = Duration::from_secs(10);
 
@@ -59,10 +62,8 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     // What can be wrong with the start is found before a running daemon is told to go.
     let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
     let entries = EntriesFile::place(settings.run_dir.as_deref(), &settings.state_dir)?;
-    if settings.takeover {
-        take_over(&settings.socket)?;
-    }
-    let claims = claim(&interfaces, settings.takeover)?;
+    let handed_over = settings.takeover && take_over(&settings.socket)?;
+    let claims = claim(&interfaces, &settings, handed_over)?;
     let store = Store::open(
         &settings.state_dir,
         if settings.takeover {
@@ -75,9 +76,38 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     let (asked, requests) = unbounded();
     let server = Server::start(&settings.socket, asked)?;
     let started = Started::new(&settings, interfaces, workers, entries, resolver, store)?;
-    let ending = started.serve(&settings, rules, server, requests, network);
+    let again = started.serve(&settings, rules, server, requests, network)?;
     drop(claims);
-    ending
+    if again {
+        return Err(RunError::Again(start_again()));
+    }
+    Ok(())
+}
+
+/// Becomes a new start of the same program, as the same process. Returns only when that fails.
+fn start_again() -> std::io::Error {
+    let mut arguments = std::env::args_os();
+    let mut program = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        program.arg0(name);
+    }
+    program.args(arguments).exec()
+}
+
+/// Takes off the filters that daemons which are dead have left in this network namespace: their virtual addresses are the
+/// kernel's again. Returns the interfaces' names.
+pub fn take_off_dead_filters() -> Result<Vec<String>, RunError> {
+    let mut taken_off = Vec::new();
+    for link in Netlink::open()?.links()? {
+        // Whose daemon lives, or begins to live meanwhile, keeps its filter.
+        let Ok(_claim) = liveness::claim(link.index) else {
+            continue;
+        };
+        if attach::detach_xdp(link.index)? + attach::detach_tc(link.index)? > 0 {
+            taken_off.push(link.name);
+        }
+    }
+    Ok(taken_off)
 }
 
 /// Options and configuration in one.
@@ -160,33 +190,45 @@ fn find_interfaces(names: &[String], resolver: &mut Resolver) -> Result<Vec<Inte
     Ok(interfaces)
 }
 
-/// Tells the running daemon to stop and keep; without one there is nothing to take over, which is fine.
-fn take_over(socket: &Path) -> Result<(), RunError> {
+/// Tells the running daemon to stop and keep. `false`: there is none to take over from, which is fine.
+fn take_over(socket: &Path) -> Result<bool, RunError> {
     let mut client = Client::new(socket.to_owned());
     match client.call(&Request::Stop { keep: true }) {
         Ok(Reply::Ok { pid, version }) => {
             log::info!("took over from process {pid} (uvs {version})");
-            Ok(())
+            Ok(true)
         }
         Ok(Reply::Error { message }) => Err(RunError::Takeover(message)),
         Ok(other) => Err(RunError::Takeover(format!("unexpected answer {other:?}"))),
         Err(ClientError::NotRunning { .. }) => {
             log::info!("no daemon answers at {}: nothing to take over from", socket.display());
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(RunError::Takeover(error.to_string())),
     }
 }
 
-/// Claims every interface; one that hands over gets a moment to be gone.
-fn claim(interfaces: &[Interface], patient: bool) -> Result<Vec<Claim>, RunError> {
-    let until = Instant::now() + if patient { HANDOVER_MAX } else { Duration::ZERO };
+/// Claims every interface; one that hands over gets some time to be gone, one that may just have ended a moment.
+fn claim(interfaces: &[Interface], settings: &Settings, handed_over: bool) -> Result<Vec<Claim>, RunError> {
+    let patience = match (settings.takeover, handed_over) {
+        (true, true) => HANDOVER_MAX,
+        (true, false) => LINGER_MAX,
+        (false, _) => Duration::ZERO,
+    };
+    let until = Instant::now() + patience;
     let mut claims = Vec::with_capacity(interfaces.len());
     for interface in interfaces {
         loop {
             match liveness::claim(interface.index) {
                 Ok(claim) => break claims.push(claim),
                 Err(ClaimError::Taken { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
+                Err(ClaimError::Taken { pid, .. }) if settings.takeover => {
+                    return Err(RunError::OtherSocket {
+                        interface: interface.name.clone(),
+                        pid,
+                        socket: settings.socket.clone(),
+                    });
+                }
                 Err(source) => {
                     let interface = interface.name.clone();
                     return Err(RunError::Claim { interface, source });
@@ -260,7 +302,7 @@ impl Started {
         })
     }
 
-    /// Serves until told to stop, then ends as told.
+    /// Serves until told to stop, then ends as told. `true`: to be started again at once.
     fn serve(
         self,
         settings: &Settings,
@@ -268,7 +310,7 @@ impl Started {
         server: Server,
         requests: Receiver<Asked>,
         network: Receiver<NetworkEvent>,
-    ) -> Result<(), RunError> {
+    ) -> Result<bool, RunError> {
         let events = Events {
             requests,
             signals: signals()?,
@@ -296,9 +338,12 @@ impl Started {
                 std::process::abort();
             }
         };
-        notify(&[sd_notify::NotifyState::Stopping]);
+        let again = ending.again;
+        if !again {
+            notify(&[sd_notify::NotifyState::Stopping]);
+        }
         finish(ending, control.finish(), &self.entries, &self.indexes, server);
-        Ok(())
+        Ok(again)
     }
 }
 

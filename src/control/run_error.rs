@@ -1,6 +1,7 @@
 //! Why `uvs run` did not start, or ended: one message an operator can act on each.
 
 use std::io;
+use std::path::PathBuf;
 
 use super::config::{ConfigError, INTERFACES_MAX};
 use super::connections::RunDirError;
@@ -76,6 +77,18 @@ pub enum RunError {
     Rules(String),
     #[error("the configuration cannot be applied to the saved rules: {0}")]
     Unappliable(CommandError),
+    #[error(
+        "interface {interface} is served by another uvs (process {pid}), and no uvs answers at {}: \
+         give the --socket that it was started with",
+        socket.display()
+    )]
+    OtherSocket {
+        interface: String,
+        pid: i32,
+        socket: PathBuf,
+    },
+    #[error("cannot start again in place: {0}")]
+    Again(io::Error),
     #[error("takeover: {0}")]
     Takeover(String),
     #[error("{0}: ends at once, the filter drops until the next start")]

@@ -1,9 +1,13 @@
-//! What the standard library does not have of Unix sockets and files: who is at the other end, and locks.
-#![allow(unsafe_code, reason = "SO_PEERCRED, flock and geteuid by libc")]
+//! What the standard library does not have of Unix sockets and files: who is at the other end, connecting without waiting,
+//! and locks.
+#![allow(
+    unsafe_code,
+    reason = "SO_PEERCRED, connect without waiting, flock and geteuid by libc"
+)]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 
 /// Who opened the other end of a Unix socket.
@@ -36,6 +40,40 @@ pub fn peer_credentials(stream: &UnixStream) -> io::Result<Credentials> {
         pid: found.pid,
         uid: found.uid,
     })
+}
+
+/// Connects to the abstract name without waiting: `WouldBlock` when as many wait there as may.
+pub fn connect_abstract(name: &str) -> io::Result<UnixStream> {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_UNIX,
+            libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+            0,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, owned by nobody else.
+    let stream = unsafe { UnixStream::from_raw_fd(fd) };
+    // SAFETY: sockaddr_un is plain data, for which zero is valid.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    // An abstract name begins with a NUL.
+    let Some(room) = address.sun_path.get_mut(1..=name.len()) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    for (to, from) in room.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
+    // SAFETY: the pointer is to a sockaddr_un of ours, of which `length` bytes are set.
+    let result = unsafe { libc::connect(fd, (&raw const address).cast(), length as libc::socklen_t) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(stream)
 }
 
 /// Our effective user id.

@@ -5,6 +5,7 @@
 //! hang off it by `Arc` and outlast it.
 
 pub mod hops;
+pub mod local;
 pub mod sysctl;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use crate::scheduler::{Candidate, Load, Schedule};
 use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
 
 pub use hops::{HopId, Hops};
+pub use local::LocalAddresses;
 pub use sysctl::Sysctls;
 
 /// Everything the workers know, immutable. One generation is one change (or batch of changes) made live.
@@ -32,7 +34,7 @@ pub struct Table {
     /// The daemon's interfaces by [`InterfaceId`].
     pub interfaces: Arc<[Interface]>,
     /// Addresses of the director.
-    pub local: Arc<HashSet<IpAddr>>,
+    pub local: Arc<LocalAddresses>,
     /// `--set`.
     pub timeouts: Timeouts,
     /// `net.ipv4.vs.*`.

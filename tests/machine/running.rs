@@ -80,6 +80,21 @@ fn an_interface_goes(driver: &str) {
     let statistics = s.director().unwrap().output(&["stats"]).unwrap();
     assert!(statistics.status.success());
 
+    // One of that name again: the same process serves it, and what it had goes on.
+    let process = s.director().unwrap().process().id();
+    let back: IpAddr = "192.168.0.1".parse().unwrap();
+    s.topology.segments[1]
+        .attach(&mut s.topology.director, &attachment("eth1", &[(back, 24)]))
+        .unwrap();
+    wait_until(WAIT, || get(&s, gone), io::Result::is_ok).unwrap();
+    assert_eq!(open.get("/").unwrap(), "third");
+    assert_eq!(s.director().unwrap().process().id(), process);
+    assert_balanced(&mut s);
+    let link = s.topology.director.link("eth1").unwrap().index;
+    s.topology.director.netlink().delete_link(link).unwrap();
+    let said = || s.director().unwrap().process().output();
+    wait_until(WAIT, said, |said| said.matches("interface eth1 is gone").count() == 2);
+
     let mut director = s.take_director().unwrap();
     let status = director.process().terminate().unwrap();
     let said = director.process().output();
@@ -99,7 +114,6 @@ fn an_interface_goes(driver: &str) {
 
     let error = s.start(&start).unwrap_err().to_string();
     assert!(error.contains("there is no interface eth1"), "{error}");
-    let back: IpAddr = "192.168.0.1".parse().unwrap();
     s.topology.segments[1]
         .attach(&mut s.topology.director, &attachment("eth1", &[(back, 24)]))
         .unwrap();

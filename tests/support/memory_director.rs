@@ -4,7 +4,6 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use uvs::dataplane::pipeline::Pipeline;
 use uvs::forward::Identifications;
 use uvs::io::memory::MemoryDriver;
 use uvs::packet::{Frame, Mac, Offload};
-use uvs::table::{Hops, Interface, InterfaceId, NextHop, Reach, Table};
+use uvs::table::{Hops, Interface, InterfaceId, LocalAddresses, NextHop, Reach, Table};
 
 /// Where clients are.
 pub const CLIENT_SIDE: InterfaceId = InterfaceId(0);
@@ -141,15 +140,16 @@ impl MemoryDirector {
             interface("d1", 1, ["172.16.0.1", "fd00:16::1"]),
         ];
         let vips = ["10.200.1.1", "fd00:200::1"].map(|vip| vip.parse().expect("an address"));
-        let local: HashSet<IpAddr> = interfaces
+        let hosts: Vec<IpAddr> = interfaces
             .iter()
             .flat_map(|interface| interface.addresses.iter().copied())
             .chain(vips)
             .collect();
-        self.table = Arc::new(
-            self.registry
-                .table(&self.state, interfaces.to_vec().into(), Arc::new(local)),
-        );
+        self.table = Arc::new(self.registry.table(
+            &self.state,
+            interfaces.to_vec().into(),
+            Arc::new(LocalAddresses::new(hosts, [])),
+        ));
     }
 
     /// One frame in. Its accounting must come out even.

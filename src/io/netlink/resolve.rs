@@ -29,6 +29,7 @@ pub struct Resolver {
     netlink: Netlink,
     links: HashMap<u32, Link>,
     addresses: Vec<Address>,
+    local_prefixes: Vec<(IpAddr, u8)>,
     neighbours: HashMap<(u32, IpAddr), Neighbour>,
     /// The kernel's answers since the last change.
     routes: HashMap<IpAddr, Option<RouteAnswer>>,
@@ -55,6 +56,7 @@ impl Resolver {
             netlink: Netlink::open()?,
             links: HashMap::new(),
             addresses: Vec::new(),
+            local_prefixes: Vec::new(),
             neighbours: HashMap::new(),
             routes: HashMap::new(),
             routes_read: now,
@@ -73,8 +75,12 @@ impl Resolver {
             .map(|link| (link.index, link))
             .collect();
         let mut addresses = self.netlink.addresses()?;
+        self.local_prefixes.clear();
         for route in self.netlink.local_routes()? {
             let whole = route.prefix_len == super::bits_of(route.destination);
+            if !whole {
+                self.local_prefixes.push((route.destination, route.prefix_len));
+            }
             let known = addresses.iter().any(|address| address.address == route.destination);
             if whole && !known {
                 addresses.push(Address {
@@ -193,6 +199,11 @@ impl Resolver {
     /// Addresses that the local stack takes as its own: those on links, and those of `local` routes.
     pub fn local_addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// Prefixes that the local stack takes as its own, with their lengths in bits.
+    pub fn local_prefixes(&self) -> &[(IpAddr, u8)] {
+        &self.local_prefixes
     }
 
     /// Where a neighbour is, or why that is not known.

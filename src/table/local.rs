@@ -1,0 +1,72 @@
+//! Addresses that the director's own stack takes as its own.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+/// The director's own addresses: single ones, and whole prefixes (`ip route add local PREFIX dev lo`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddresses {
+    hosts: HashSet<IpAddr>,
+    prefixes: Vec<(IpAddr, u8)>,
+}
+
+impl LocalAddresses {
+    /// Of these addresses, and these prefixes with their lengths in bits.
+    pub fn new(
+        hosts: impl IntoIterator<Item = IpAddr>,
+        prefixes: impl IntoIterator<Item = (IpAddr, u8)>,
+    ) -> LocalAddresses {
+        let mut prefixes: Vec<_> = prefixes.into_iter().collect();
+        // In one order, so that equal ones compare so.
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        LocalAddresses {
+            hosts: hosts.into_iter().collect(),
+            prefixes,
+        }
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(&self, address: &IpAddr) -> bool {
+        self.hosts.contains(address) || self.prefixes.iter().any(|prefix| within(*address, *prefix))
+    }
+
+    /// The single ones.
+    pub fn hosts(&self) -> impl Iterator<Item = IpAddr> {
+        self.hosts.iter().copied()
+    }
+}
+
+fn within(address: IpAddr, (network, length): (IpAddr, u8)) -> bool {
+    let (bits, difference) = match (address, network) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (32, u128::from(a.to_bits() ^ b.to_bits())),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (128, a.to_bits() ^ b.to_bits()),
+        _ => return false,
+    };
+    let host_bits = bits - u32::from(length).min(bits);
+    difference.checked_shr(host_bits).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_prefixes() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let prefixes = [
+            (ip("127.0.0.0"), 8),
+            (ip("198.51.100.128"), 25),
+            (ip("2001:db8:1::"), 48),
+        ];
+        let local = LocalAddresses::new([ip("192.0.2.1")], prefixes);
+        for ours in ["192.0.2.1", "127.9.9.9", "198.51.100.129", "2001:db8:1:2::3"] {
+            assert!(local.contains(&ip(ours)), "{ours}");
+        }
+        for other in ["192.0.2.2", "128.0.0.1", "198.51.100.127", "2001:db8:2::1", "::1"] {
+            assert!(!local.contains(&ip(other)), "{other}");
+        }
+        assert!(LocalAddresses::new([], [(ip("0.0.0.0"), 0)]).contains(&ip("192.0.2.9")));
+        assert!(!LocalAddresses::new([], [(ip("::"), 0)]).contains(&ip("192.0.2.9")));
+    }
+}
