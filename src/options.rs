@@ -131,13 +131,17 @@ pub struct SysctlOptions {
     #[arg(short, long)]
     pub write: bool,
 
+    /// Print all settings
+    #[arg(short, long, conflicts_with_all = ["write", "settings"])]
+    pub all: bool,
+
     /// Print values without names
     #[arg(short = 'n', long)]
     pub values: bool,
 
     /// Settings by the kernel's names, such as net.ipv4.vs.expire_nodest_conn; units, ranges and defaults are the
     /// kernel's (Documentation/networking/ipvs-sysctl.rst)
-    #[arg(value_name = "NAME[=VALUE]", required = true)]
+    #[arg(value_name = "NAME[=VALUE]", required_unless_present = "all")]
     pub settings: Vec<String>,
 
     /// Which daemon.

@@ -6,6 +6,7 @@ use crate::control::client::{ClientError, Transport};
 use crate::control::protocol::{Command, Reply, Request};
 use crate::control::run_error::RunError;
 use crate::options::{StatsOptions, StopOptions, SysctlOptions};
+use crate::table::Sysctls;
 
 /// What the IPVS settings' names begin with.
 const SYSCTL_PREFIX: &str = "net.ipv4.vs.";
@@ -46,7 +47,14 @@ pub fn statistics(options: &StatsOptions, transport: &mut dyn Transport) -> Resu
 /// `uvs sysctl`: reads or sets the settings in order and stops at the first refusal.
 pub fn sysctl(options: &SysctlOptions, transport: &mut dyn Transport) -> Result<String, AskError> {
     let mut out = String::new();
-    for setting in &options.settings {
+    let all = Sysctls::names()
+        .into_iter()
+        .map(|name| format!("{SYSCTL_PREFIX}{name}"));
+    let settings: Vec<String> = match options.all {
+        true => all.collect(),
+        false => options.settings.clone(),
+    };
+    for setting in &settings {
         let (name, value) = match setting.split_once('=') {
             Some((name, value)) => (name.trim(), Some(value.trim())),
             None => (setting.trim(), None),
@@ -142,7 +150,6 @@ fn refused(reply: Reply) -> AskError {
 mod tests {
     use super::*;
     use crate::control::protocol::CommandError;
-    use crate::table::Sysctls;
 
     #[derive(Default)]
     struct Daemon(Sysctls);
@@ -200,6 +207,13 @@ mod tests {
         let daemon = &mut Daemon::default();
         let name = "net.ipv4.vs.expire_nodest_conn";
         assert_eq!(sysctl_of(daemon, false, false, &[name]), Ok(format!("{name} = 0\n")));
+        let all = SysctlOptions {
+            all: true,
+            ..Default::default()
+        };
+        let all = sysctl(&all, daemon).unwrap();
+        assert_eq!(all.lines().count(), Sysctls::names().len());
+        assert!(all.contains(&format!("{name} = 0\n")), "{all}");
         let set = format!("{name}=1");
         assert_eq!(sysctl_of(daemon, true, false, &[&set]), Ok(format!("{name} = 1\n")));
         assert_eq!(

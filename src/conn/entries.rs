@@ -65,7 +65,7 @@ pub enum EntriesError {
         source: io::Error,
     },
     /// Not on tmpfs: writing entries would be writing to a disk.
-    #[error("connection entries {}: not on tmpfs", path.display())]
+    #[error("connection entries {}: not on tmpfs: give a --run-dir that is, such as /run/uvs or /dev/shm/uvs", path.display())]
     NotTmpfs {
         /// The file.
         path: PathBuf,

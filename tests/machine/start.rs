@@ -141,6 +141,9 @@ fn another_uvs_is_named_and_undisturbed() {
     for driver in ["auto", "raw"] {
         assert_refused(director, &other, &["eth0"], &["--driver", driver], &words);
     }
+    // Taken over it can be only by its own control socket.
+    let words = ["interface eth0", "another uvs", &pid, "give the --socket"];
+    assert_refused(director, &other, &["eth0"], &["--takeover"], &words);
     // Elsewhere, with one thing in common.
     let elsewhere = &s.topology.client;
     let state = first.join("state").display().to_string();
