@@ -3,6 +3,9 @@
 use super::frame::NoRoom;
 
 /// The part of a buffer that the frame takes: `start` bytes of headroom, then `len` of frame. Buffers are below 4 GiB.
+///
+/// Always inlined: left to the compiler, the data plane took 335 instead of 324 instructions a packet (perf/dataplane,
+/// direct routing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     start: u32,
@@ -11,7 +14,7 @@ pub struct Window {
 
 impl Window {
     /// A frame of `len` bytes from `start` on.
-    #[inline]
+    #[inline(always)]
     pub const fn new(start: usize, len: usize) -> Window {
         debug_assert!(start + len <= u32::MAX as usize);
         Window {
@@ -21,32 +24,32 @@ impl Window {
     }
 
     /// Where the frame begins: bytes of headroom.
-    #[inline]
+    #[inline(always)]
     pub const fn start(self) -> usize {
         self.start as usize
     }
 
     /// Length of the frame.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::len_without_is_empty, reason = "a length to reckon with, no container")]
     pub const fn len(self) -> usize {
         self.len as usize
     }
 
     /// The frame in its buffer.
-    #[inline]
+    #[inline(always)]
     pub fn of(self, buffer: &[u8]) -> &[u8] {
         &buffer[self.start()..][..self.len()]
     }
 
     /// The same, to write.
-    #[inline]
+    #[inline(always)]
     pub fn of_mut(self, buffer: &mut [u8]) -> &mut [u8] {
         &mut buffer[self.start()..][..self.len()]
     }
 
     /// As [`Frame::grow_front`](super::Frame::grow_front).
-    #[inline]
+    #[inline(always)]
     pub fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
         if n > self.start() {
             return Err(NoRoom);
@@ -57,7 +60,7 @@ impl Window {
     }
 
     /// As [`Frame::shrink_front`](super::Frame::shrink_front).
-    #[inline]
+    #[inline(always)]
     pub fn shrink_front(&mut self, n: usize) {
         assert!(n <= self.len(), "shrink_front({n}) of a frame of {} bytes", self.len);
         self.start += n as u32;
@@ -65,7 +68,7 @@ impl Window {
     }
 
     /// As [`Frame::set_len`](super::Frame::set_len), in a buffer of `room` bytes.
-    #[inline]
+    #[inline(always)]
     pub fn set_len(&mut self, len: usize, room: usize) -> Result<(), NoRoom> {
         if len > room - self.start() {
             return Err(NoRoom);
