@@ -333,38 +333,6 @@ fn two_queues_and_two_workers() {
 }
 
 #[test]
-fn the_director_itself_is_reached_at_all_times() {
-    let plan = Plan::new(Layout::OneSegment);
-    let Some(mut s) = started("self", plan, Method::Masq, Family::V4, &[]) else {
-        return;
-    };
-    s.add_service(Method::Masq, Family::V4, "-s rr").unwrap();
-    let own: std::net::SocketAddr = "172.25.7.2:22".parse().unwrap();
-    let _ssh = support::HttpServer::start(s.topology.director.namespace(), own, "director").unwrap();
-    // From a client, and from a NAT server (whose frames are watched for replies).
-    for host in [&s.topology.client, &s.topology.servers[0]] {
-        assert_eq!(
-            support::http::get(host.namespace(), own, REQUEST_MAX).unwrap(),
-            "director"
-        );
-    }
-    // The director's own request to a NAT server.
-    let real = std::net::SocketAddr::new(s.topology.server_address(0, Family::V4), PORT);
-    assert_eq!(
-        support::http::get(s.topology.director.namespace(), real, REQUEST_MAX).unwrap(),
-        "server3-hk"
-    );
-    // A port of the VIP that nobody balances is the director's own.
-    let other = std::net::SocketAddr::new(s.topology.vip(Method::Masq, Family::V4), 8080);
-    let _other = support::HttpServer::start(s.topology.director.namespace(), other, "other").unwrap();
-    assert_eq!(
-        support::http::get(s.topology.client.namespace(), other, REQUEST_MAX).unwrap(),
-        "other"
-    );
-    assert_balanced(&mut s);
-}
-
-#[test]
 fn the_director_as_its_own_real_server() {
     // D2's dual role: a destination whose address is the director's own.
     for method in [Method::Masq, Method::Route] {
