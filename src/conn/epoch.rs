@@ -48,6 +48,11 @@ impl Epochs {
         fence(Ordering::SeqCst);
     }
 
+    /// Whether it may look things up now.
+    pub fn is_online(&self, reader: usize) -> bool {
+        self.readers[reader].0.load(Ordering::Relaxed) != OFFLINE
+    }
+
     /// What was unlinked before this call is free once [`Epochs::passed`] says so of the result.
     pub fn retire(&self) -> u64 {
         self.now.0.fetch_add(1, Ordering::AcqRel)
@@ -78,6 +83,7 @@ mod tests {
         assert!(!epochs.passed(second), "1 may still hold it");
         epochs.offline(1);
         assert!(epochs.passed(second));
+        assert!(epochs.is_online(0) && !epochs.is_online(1));
         epochs.online(1);
         assert!(epochs.passed(second), "it came back after");
     }

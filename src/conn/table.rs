@@ -220,6 +220,11 @@ impl ConnectionTable {
         self.epochs.online(worker.0 as usize);
     }
 
+    /// Whether the worker has said that it is awake.
+    pub fn is_online(&self, worker: WorkerId) -> bool {
+        self.epochs.is_online(worker.0 as usize)
+    }
+
     /// Calls `each` with a copy of every entry that lives. For the control thread; not of one moment: entries may come
     /// and go meanwhile.
     pub fn for_each(&self, mut each: impl FnMut(&Connection)) {

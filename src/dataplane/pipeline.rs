@@ -137,6 +137,10 @@ impl Pipeline {
         now_ns: u64,
     ) {
         assert!(batch.len() <= BATCH_MAX, "a batch of {} frames", batch.len());
+        debug_assert!(
+            self.connections.is_online(self.worker),
+            "what it looks up could be used again"
+        );
         self.follow(table);
         self.counts.received += batch.len() as u64;
         self.look(batch);
