@@ -34,7 +34,7 @@ struct Arguments {
 enum Command {
     /// Be the director, in the foreground; prints a line with `ready` once it forwards
     Run(RunOptions),
-    /// Stop the running director
+    /// Stop the running director, or take off the filter that a dead one left
     Stop(StopOptions),
     /// Read and change the table of the running director, as ipvsadm does
     #[command(disable_help_flag = true)]

@@ -100,7 +100,7 @@ impl SocketOption {
     }
 }
 
-/// Options of `uvs stop`.
+/// Options of `uvs stop`. Where none runs any more, filters that a dead one left in this network namespace are taken off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct StopOptions {
     /// Leave the dropping filter and the connection entries, so that the next start goes on where this one stopped

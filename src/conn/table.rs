@@ -220,6 +220,11 @@ impl ConnectionTable {
         self.epochs.online(worker.0 as usize);
     }
 
+    /// Whether an entry of any kind fits without another's end.
+    pub fn has_room(&self) -> bool {
+        !self.slots.is_full(true)
+    }
+
     /// Whether the worker has said that it is awake.
     pub fn is_online(&self, worker: WorkerId) -> bool {
         self.epochs.is_online(worker.0 as usize)

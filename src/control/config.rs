@@ -85,15 +85,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// The commands that make `running` what the configuration says.
-    pub fn changes(&self, running: &State) -> Vec<Command> {
+    /// The commands that make `running` what the configuration says; `None` when it says nothing.
+    pub fn changes(&self, running: &State) -> Option<Vec<Command>> {
         if self.empty {
             log::warn!(
                 "configuration: there is nothing in the file, so nothing changes; `service = []` removes all services"
             );
-            return Vec::new();
+            return None;
         }
-        difference(running, &self.desired, self.complete)
+        Some(difference(running, &self.desired, self.complete))
     }
 }
 

@@ -54,6 +54,8 @@ pub enum RunDirError {
 #[derive(Debug)]
 pub struct EntriesFile {
     path: PathBuf,
+    /// The run directory.
+    base: PathBuf,
 }
 
 impl EntriesFile {
@@ -66,19 +68,32 @@ impl EntriesFile {
             Some(path) => path.to_owned(),
             None => default_run_dir()?,
         };
-        let folder = base.join(name);
+        // What is wrong with it is said before anything depends on it.
+        let there = base.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        if !is_tmpfs(there).unwrap_or(false) {
+            return Err(EntriesError::NotTmpfs { path: base }.into());
+        }
+        let file = EntriesFile {
+            path: base.join(name).join(FILE),
+            base,
+        };
+        file.create_folder()?;
+        Ok(file)
+    }
+
+    /// Makes the folders that are missing, for us alone.
+    fn create_folder(&self) -> Result<(), RunDirError> {
         let mut private = fs::DirBuilder::new();
         private.recursive(true).mode(0o700);
-        private.create(&folder).map_err(|source| RunDirError::System {
-            path: folder.clone(),
-            action: "cannot create it",
-            source,
-        })?;
-        only_ours(&base)?;
-        only_ours(&folder)?;
-        Ok(EntriesFile {
-            path: folder.join(FILE),
-        })
+        for folder in [Some(&*self.base), self.path.parent()].into_iter().flatten() {
+            private.create(folder).map_err(|source| RunDirError::System {
+                path: folder.to_owned(),
+                action: "cannot create it",
+                source,
+            })?;
+            only_ours(folder)?;
+        }
+        Ok(())
     }
 
     /// Opens what a daemon before left, or makes it anew. `true`: there may be entries to recover.
@@ -89,19 +104,17 @@ impl EntriesFile {
             source,
         })?;
         let slots = ConnectionTable::slots_for(capacity);
+        // Again: a daemon that was just ending may have removed its own.
+        self.create_folder()?;
+        self.remove_file(&self.unfinished())?;
         if self.path.exists() {
             match Entries::open(&self.path, boot_id) {
                 Ok(entries) if entries.slots().len() == slots as usize => return Ok((entries, true)),
-                Ok(entries) => return Ok((self.resize(&entries, slots, boot_id)?, true)),
+                Ok(entries) => return Ok((self.resize(entries, slots, boot_id)?, true)),
                 Err(error @ (EntriesError::InUse { .. } | EntriesError::Io { .. })) => return Err(error.into()),
                 Err(error) => {
                     log::warn!("{error}: starting without the connections in it");
-                    // Only the file: its folder is needed at once.
-                    fs::remove_file(&self.path).map_err(|source| RunDirError::System {
-                        path: self.path.clone(),
-                        action: "cannot remove it",
-                        source,
-                    })?;
+                    self.remove_file(&self.path)?;
                 }
             }
         }
@@ -109,36 +122,70 @@ impl EntriesFile {
     }
 
     /// The entries in a file of so many slots, which takes the place of the one they were in.
-    fn resize(&self, entries: &Entries, slots: u32, boot_id: [u8; 16]) -> Result<Entries, RunDirError> {
-        let system = |action| {
-            move |source| RunDirError::System {
-                path: self.path.clone(),
-                action,
-                source,
+    fn resize(&self, entries: Entries, slots: u32, boot_id: [u8; 16]) -> Result<Entries, RunDirError> {
+        let new = self.unfinished();
+        let (resized, lost) = match Entries::create(&new, slots, boot_id) {
+            Ok(resized) => {
+                let lost = move_entries(&entries, &resized);
+                fs::rename(&new, &self.path).map_err(|source| RunDirError::System {
+                    path: self.path.clone(),
+                    action: "cannot replace it",
+                    source,
+                })?;
+                (resized, lost)
             }
+            // Not room for both files: by way of private memory, without a file for a moment.
+            Err(EntriesError::NoRoom { .. }) => {
+                let memory =
+                    Entries::anonymous(entries.slots().len() as u32).map_err(|source| RunDirError::System {
+                        path: self.path.clone(),
+                        action: "no memory to move it",
+                        source,
+                    })?;
+                move_entries(&entries, &memory);
+                // Its room is free when nobody has it mapped any more.
+                drop(entries);
+                self.remove_file(&self.path)?;
+                let resized = match Entries::create(&self.path, slots, boot_id) {
+                    Ok(resized) => resized,
+                    Err(error) => {
+                        // For a start with the capacity of before.
+                        let as_before = Entries::create(&self.path, memory.slots().len() as u32, boot_id)?;
+                        move_entries(&memory, &as_before);
+                        return Err(error.into());
+                    }
+                };
+                let lost = move_entries(&memory, &resized);
+                (resized, lost)
+            }
+            Err(error) => return Err(error.into()),
         };
-        let new = self.path.with_extension("new");
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(system("cannot remove the unfinished file beside it")(error));
-            }
-            _ => {}
-        }
-        let resized = Entries::create(&new, slots, boot_id)?;
-        let lost = move_entries(entries, &resized);
-        fs::rename(&new, &self.path).map_err(system("cannot replace it"))?;
         if lost > 0 {
             log::warn!("{lost} connections end: there is no room for them with the --connections of now");
         }
         Ok(resized)
     }
 
+    /// Where a file is made that will take the place of the one that is there.
+    fn unfinished(&self) -> PathBuf {
+        self.path.with_extension("new")
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<(), RunDirError> {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RunDirError::System {
+                path: path.to_owned(),
+                action: "cannot remove it",
+                source,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Removes the file: the next start begins without connections.
     pub fn remove(&self) {
-        match fs::remove_file(&self.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => log::error!("connection entries {}: cannot remove: {error}", self.path.display()),
+        if let Err(error) = self.remove_file(&self.path) {
+            log::error!("{error}");
         }
         if let Some(folder) = self.path.parent()
             && let Err(error) = fs::remove_dir(folder)
@@ -263,5 +310,52 @@ pub fn relate_templates(connections: &ConnectionTable, table: &Table) {
         if let (Some(hit), Some(template)) = (hit, connections.lookup_template(&key)) {
             connections.control(hit.entry, template);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The next start finds the file whatever way its state directory is written.
+    #[test]
+    fn one_place_for_one_state_directory() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let state = folder.path().join("state");
+        fs::create_dir(&state).unwrap();
+        std::os::unix::fs::symlink(&state, folder.path().join("link")).unwrap();
+        let run = folder.path().join("run");
+        let place = |state_dir: PathBuf| EntriesFile::place(Some(&run), &state_dir).unwrap().path;
+        let first = place(state.clone());
+        for other in ["state/", "link", "state/../state"] {
+            assert_eq!(place(folder.path().join(other)), first, "{other}");
+        }
+        assert_ne!(place(folder.path().to_owned()), first);
+    }
+
+    /// More or fewer slots than before: what was there is there, and no unfinished file is left.
+    #[test]
+    fn another_capacity_keeps_the_entries_file() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = EntriesFile::place(Some(&folder.path().join("run")), folder.path()).unwrap();
+        drop(file.open(2000).unwrap());
+        fs::write(file.unfinished(), "of a start that was cut off").unwrap();
+        for capacity in [3000, 1500] {
+            let (entries, left) = file.open(capacity).unwrap();
+            assert!(left);
+            assert_eq!(entries.slots().len(), ConnectionTable::slots_for(capacity) as usize);
+            assert!(!file.unfinished().exists());
+        }
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let run = folder.path().join("run");
+        fs::create_dir(&run).unwrap();
+        fs::set_permissions(&run, fs::Permissions::from_mode(0o777)).unwrap();
+        let error = EntriesFile::place(Some(&run), folder.path()).unwrap_err().to_string();
+        assert!(error.contains("mode 777") && error.contains("forge"), "{error}");
     }
 }

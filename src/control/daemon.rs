@@ -4,6 +4,8 @@
 //! does not know its service yet or any more. A request is answered when its change is live on every worker and the
 //! rules are on the disk.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,8 @@ use crate::table::{Interface, LocalAddresses, Table};
 pub const TICK: Duration = Duration::from_millis(100);
 /// Once-a-second work.
 const SECOND_MS: u64 = 1000;
+/// How long services of an address count that is the director's no more.
+const LOST_MS: u64 = 5000;
 /// How long a change waits for new destinations' neighbours to answer.
 const SETTLE_MS: u64 = 300;
 
@@ -64,8 +68,11 @@ pub struct Ending {
 /// Reads the configuration again.
 pub type Reload = Box<dyn FnMut() -> Result<Config, ConfigError>>;
 
+/// Says why a new start would fail.
+pub type MayStart<'a> = Box<dyn FnMut() -> Result<(), String> + 'a>;
+
 /// The control thread.
-pub struct Control<O: Outside> {
+pub struct Control<'a, O: Outside> {
     state: State,
     registry: Registry,
     outside: O,
@@ -76,21 +83,28 @@ pub struct Control<O: Outside> {
     daemon_config: DaemonConfig,
     interfaces: Arc<[Interface]>,
     local: Arc<LocalAddresses>,
+    /// Addresses that were the director's, and until when their services still count: they may be back at once.
+    lost: HashMap<IpAddr, u64>,
     /// Nothing tells of changes of the network any more.
     deaf: bool,
     estimated_ms: u64,
     second_ms: u64,
     /// Called once a second when all is well.
     watchdog: Box<dyn FnMut()>,
+    /// Whether a new start would go well.
+    may_start: MayStart<'a>,
+    /// Why it would not, and when it was last asked.
+    refused: (String, u64),
 }
 
-impl<O: Outside> Control<O> {
+impl<'a, O: Outside> Control<'a, O> {
     /// Takes over what was started: workers with a table of `registry`, filter with its rules.
-    pub fn new(state: State, registry: Registry, outside: O) -> Control<O> {
+    pub fn new(state: State, registry: Registry, outside: O) -> Control<'a, O> {
         let now_ms = outside.now_ms();
         Control {
             interfaces: outside.interfaces(),
             local: outside.local_addresses(),
+            lost: HashMap::new(),
             state,
             registry,
             outside,
@@ -102,18 +116,20 @@ impl<O: Outside> Control<O> {
             estimated_ms: now_ms,
             second_ms: now_ms,
             watchdog: Box::new(|| {}),
+            may_start: Box::new(|| Ok(())),
+            refused: (String::new(), 0),
         }
     }
 
     /// Saves the rules at each change.
-    pub fn with_saver(mut self, saver: Saver) -> Control<O> {
+    pub fn with_saver(mut self, saver: Saver) -> Control<'a, O> {
         self.saver = Some(saver);
         self
     }
 
     /// Reads the configuration by `reload` on SIGHUP; `daemon` is what it said at start, `applied` the fingerprint of
     /// the one last applied.
-    pub fn with_config(mut self, reload: Option<Reload>, daemon: DaemonConfig, applied: Option<u64>) -> Control<O> {
+    pub fn with_config(mut self, reload: Option<Reload>, daemon: DaemonConfig, applied: Option<u64>) -> Control<'a, O> {
         self.reload = reload;
         self.daemon_config = daemon;
         self.config = applied;
@@ -121,15 +137,42 @@ impl<O: Outside> Control<O> {
     }
 
     /// Calls this once a second as long as all is well.
-    pub fn with_watchdog(mut self, watchdog: Box<dyn FnMut()>) -> Control<O> {
+    pub fn with_watchdog(mut self, watchdog: Box<dyn FnMut()>) -> Control<'a, O> {
         self.watchdog = watchdog;
         self
+    }
+
+    /// Asks this before it ends to be started again.
+    pub fn with_new_starts(mut self, may_start: MayStart<'a>) -> Control<'a, O> {
+        self.may_start = may_start;
+        self
+    }
+
+    /// At most once a second; what is in the way is said once.
+    fn may_start_again(&mut self) -> bool {
+        let now_ms = self.outside.now_ms();
+        if now_ms.saturating_sub(self.refused.1) < SECOND_MS {
+            return false;
+        }
+        match (self.may_start)() {
+            Ok(()) => {
+                log::info!("an interface is there again: starting again in place");
+                true
+            }
+            Err(reason) => {
+                if reason != self.refused.0 {
+                    log::error!("an interface is there again, and it cannot be served yet: {reason}");
+                }
+                self.refused = (reason, now_ms);
+                false
+            }
+        }
     }
 
     /// Runs until told to stop. An error means that the process must end at once, without cleaning up.
     pub fn run(&mut self, mut events: Events) -> Result<Ending, Stuck> {
         loop {
-            if self.outside.must_start_again() {
+            if self.outside.interface_is_back() && self.may_start_again() {
                 return Ok(Ending {
                     keep: true,
                     answering: None,
@@ -153,11 +196,11 @@ impl<O: Outside> Control<O> {
                         self.outside.network_changed();
                         self.follow_network()?;
                     }
-                    Ok(NetworkEvent::Deaf) => {
+                    Err(_) => {
                         self.deaf = true;
                         log::error!("changes of the network are noticed once a second only");
+                        events.network = never();
                     }
-                    Err(_) => events.network = never(),
                 },
                 recv(events.ticks) -> tick => match tick {
                     Ok(_) => self.tick()?,
@@ -283,7 +326,9 @@ impl<O: Outside> Control<O> {
 
     /// Filter and workers follow the registry.
     fn go_live(&mut self, rules_changed: bool) -> Result<Option<String>, Stuck> {
-        let rules = rules_changed.then(|| self.registry.filter_rules(&self.local));
+        let rules_changed = self.follow_addresses() || rules_changed;
+        let lost = self.lost.keys().copied().collect();
+        let rules = rules_changed.then(|| self.registry.filter_rules(&self.local, &lost));
         if let Some(rules) = &rules
             && let Err(reason) = self.outside.shrink_filter(rules)
         {
@@ -296,6 +341,20 @@ impl<O: Outside> Control<O> {
             return Ok(Some(reason));
         }
         Ok(None)
+    }
+
+    /// `true`: the director's own addresses have changed.
+    fn follow_addresses(&mut self) -> bool {
+        let local = self.outside.local_addresses();
+        if local == self.local {
+            return false;
+        }
+        let until_ms = self.outside.now_ms() + LOST_MS;
+        let gone = self.local.hosts().filter(|address| !local.contains(address));
+        self.lost.extend(gone.map(|address| (address, until_ms)));
+        self.lost.retain(|address, _| !local.contains(address));
+        self.local = local;
+        true
     }
 
     fn table(&mut self) -> Table {
@@ -332,14 +391,8 @@ impl<O: Outside> Control<O> {
             self.interfaces = interfaces;
             changed = true;
         }
-        let local = self.outside.local_addresses();
-        let rules_changed = local != self.local;
-        if rules_changed {
-            self.local = local;
-        }
-        if (changed || rules_changed)
-            && let Some(reason) = self.go_live(rules_changed)?
-        {
+        changed |= self.outside.local_addresses() != self.local;
+        if changed && let Some(reason) = self.go_live(false)? {
             log::error!("the filter does not follow the director's addresses: {reason}");
         }
         Ok(())
@@ -366,7 +419,9 @@ impl<O: Outside> Control<O> {
 
     /// Makes live what the configuration has different from what runs.
     pub fn apply_config(&mut self, config: &Config) -> Result<(), Stuck> {
-        let commands = config.changes(&self.state);
+        let Some(commands) = config.changes(&self.state) else {
+            return Ok(());
+        };
         let applied = self.state.apply_all(&commands, true);
         if let Some(error) = applied.results.iter().flatten().next() {
             // The desired state is legal and differences lead to it, so this is a mistake of ours; still nothing changed.
@@ -411,7 +466,9 @@ impl<O: Outside> Control<O> {
         if self.outside.network_tick() || self.deaf {
             self.follow_network()?;
         }
-        if self.registry.sweep_trash(now_ms)
+        let lost = self.lost.len();
+        self.lost.retain(|_, until_ms| *until_ms > now_ms);
+        if (self.registry.sweep_trash(now_ms) || self.lost.len() != lost)
             && let Some(reason) = self.go_live(true)?
         {
             log::error!("the filter does not forget removed destinations: {reason}");

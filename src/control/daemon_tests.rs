@@ -64,7 +64,7 @@ impl Outside for Fake {
         Arc::new([])
     }
 
-    fn must_start_again(&self) -> bool {
+    fn interface_is_back(&self) -> bool {
         self.0.borrow().interface_is_back
     }
 
@@ -169,7 +169,7 @@ fn first(_: &crate::service::Service, _: &[Candidate], _: Option<&table::Service
 
 struct Fixture {
     world: Rc<RefCell<World>>,
-    control: Control<Fake>,
+    control: Control<'static, Fake>,
 }
 
 impl Fixture {
@@ -366,9 +366,21 @@ fn services_of_others_addresses_wait_for_them() {
     fixture.world.borrow_mut().local.insert(IpAddr::from([192, 0, 2, 1]));
     fixture.control.follow_network().unwrap();
     assert_eq!(fixture.log(), ["table of 1", "filter +2"]);
+    // Lost, and back: its connections must not meet the kernel in between.
     fixture.world.borrow_mut().local.clear();
     fixture.control.follow_network().unwrap();
-    assert_eq!(fixture.log(), ["filter -2", "table of 1"]);
+    assert_eq!(fixture.log(), ["filter -1", "table of 1"]);
+    fixture.world.borrow_mut().local.insert(IpAddr::from([192, 0, 2, 1]));
+    fixture.control.follow_network().unwrap();
+    assert_eq!(fixture.log(), ["table of 1", "filter +1"]);
+    // Lost for good.
+    fixture.world.borrow_mut().local.clear();
+    fixture.control.follow_network().unwrap();
+    fixture.log();
+    fixture.world.borrow_mut().now_ms += LOST_MS;
+    fixture.control.tick().unwrap();
+    let log = fixture.log();
+    assert!(log.contains(&"filter -1".to_owned()), "{log:?}");
 }
 
 #[test]
@@ -383,6 +395,19 @@ fn an_interface_that_is_back_ends_the_loop_to_begin_again() {
     };
     let ending = fixture.control.run(events).unwrap();
     assert!(ending.keep && ending.again && ending.answering.is_none());
+    // Not while a start would fail; that is asked once a second.
+    let mut asked = 0;
+    {
+        let control = std::mem::replace(&mut fixture.control, Fixture::new().control);
+        let mut control = control.with_new_starts(Box::new(|| {
+            asked += 1;
+            if asked < 2 { Err("not yet".to_owned()) } else { Ok(()) }
+        }));
+        assert!(!control.may_start_again() && !control.may_start_again());
+        fixture.world.borrow_mut().now_ms += SECOND_MS;
+        assert!(control.may_start_again());
+    }
+    assert_eq!(asked, 2);
 }
 
 #[test]

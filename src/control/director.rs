@@ -181,12 +181,13 @@ impl Director {
             }
         };
         let interfaces: Vec<Interface> = self.interfaces.iter().map(current).collect();
-        for served in self.served.iter_mut().filter(|served| !served.gone) {
-            if self.resolver.link(served.interface.index).is_none() {
+        for served in &mut self.served {
+            let gone = self.resolver.link(served.interface.index).is_none();
+            if gone && !served.gone {
                 let name = &served.interface.name;
                 log::error!("interface {name} is gone: nothing is served there until there is one of that name again");
-                served.gone = true;
             }
+            served.gone = gone;
         }
         if *self.interfaces != *interfaces {
             for (served, interface) in self.served.iter().zip(&interfaces) {
@@ -198,10 +199,12 @@ impl Director {
 
     fn refresh(&mut self) {
         match self.resolver.refresh(Instant::now()) {
-            Ok(()) => self.network_failed = false,
+            Ok(()) => {
+                self.network_failed = false;
+                self.read_network();
+            }
             Err(error) => self.network_failure(&error),
         }
-        self.read_network();
     }
 
     /// Said once until it works again.
@@ -251,22 +254,12 @@ impl Outside for Director {
         self.interfaces.clone()
     }
 
-    fn must_start_again(&self) -> bool {
-        let back = |served: &&ServedInterface| {
+    fn interface_is_back(&self) -> bool {
+        let back = |served: &ServedInterface| {
             let link = self.resolver.link_named(&served.interface.name);
             link.is_some_and(|link| link.up && link.mac.is_some())
         };
-        let mut gone = self.served.iter().filter(|served| served.gone);
-        match gone.find(back) {
-            Some(served) => {
-                log::info!(
-                    "interface {} is there again: starting again in place",
-                    served.interface.name
-                );
-                true
-            }
-            None => false,
-        }
+        self.served.iter().any(|served| served.gone && back(served))
     }
 
     fn local_addresses(&self) -> Arc<LocalAddresses> {
@@ -278,6 +271,9 @@ impl Outside for Director {
     }
 
     fn network_tick(&mut self) -> bool {
+        if self.network_failed {
+            self.refresh();
+        }
         match self.resolver.tick(Instant::now()) {
             Ok(changed) => changed,
             Err(error) => {
@@ -330,7 +326,7 @@ impl Outside for Director {
             if beat.missed >= BEATS_MISSED_MAX || worker.thread.is_finished() {
                 return Err(Stuck {
                     worker: number,
-                    seconds: beat.missed,
+                    seconds: beat.missed.max(1),
                 });
             }
         }

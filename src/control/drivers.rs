@@ -136,7 +136,7 @@ pub fn start(
 fn raw_may_do(error: &RunError) -> bool {
     matches!(
         error,
-        RunError::Filter(attach::AttachError::Kernel(_)) | RunError::Xdp(_) | RunError::Queues { .. }
+        RunError::Filter(attach::AttachError::Kernel(_)) | RunError::Xdp(_)
     )
 }
 

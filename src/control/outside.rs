@@ -31,7 +31,7 @@ pub trait Outside: Routes {
     fn interfaces(&self) -> Arc<[Interface]>;
 
     /// An interface that was gone is there again, which only a new start can serve.
-    fn must_start_again(&self) -> bool;
+    fn interface_is_back(&self) -> bool;
 
     /// The director's own addresses, as last heard of.
     fn local_addresses(&self) -> Arc<LocalAddresses>;

@@ -58,6 +58,8 @@ pub struct Registry {
     services: HashMap<ServiceKey, LiveService>,
     nat_sources: Arc<NatSources>,
     generation: u64,
+    /// Destinations that came with the last change, and were not reached yet.
+    awaited: Vec<DestinationId>,
 }
 
 struct Slot {
@@ -93,12 +95,14 @@ impl Registry {
             services: HashMap::new(),
             nat_sources: Arc::default(),
             generation: 0,
+            awaited: Vec::new(),
         }
     }
 
     /// Follows the change from one state to the next. `true`: what the filter must look for may have changed.
     pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) -> bool {
         let mut nat_changed = false;
+        self.awaited.clear();
         for old in before.services() {
             let key = &old.service.key;
             match after.service(key) {
@@ -133,21 +137,25 @@ impl Registry {
     /// count as long as connections to them live and there is any service at all: as in the kernel, which drops
     /// such clients' packets silently, and gives all back to the local stack when the last service is gone.
     ///
-    /// Only services of the director's own addresses count: the frames of others are the kernel's to forward, as those of
-    /// a director that stands by for another are.
-    pub fn filter_rules(&self, local: &LocalAddresses) -> HashSet<Rule> {
+    /// Only services of the director's own addresses count, and of those that it `lost` a moment ago: the frames of others are
+    /// the kernel's to forward, as those of a director that stands by for another are.
+    pub fn filter_rules(&self, local: &LocalAddresses, lost: &HashSet<IpAddr>) -> HashSet<Rule> {
         let mut rules: HashSet<Rule> = local.hosts().map(Rule::Local).collect();
         if self.services.is_empty() {
             return rules;
         }
-        let service_rule = |key: &ServiceKey| service_rule(key).filter(|rule| is_of(rule, local));
-        rules.extend(self.services.keys().filter_map(service_rule));
+        let ours = |service: &ServiceKey| match service {
+            ServiceKey::Address { address, .. } => local.contains(address) || lost.contains(address),
+            ServiceKey::FwMark { .. } => true,
+        };
+        rules.extend(self.services.keys().filter(|key| ours(key)).filter_map(service_rule));
         for (slot, live) in self.slots.iter().zip(&self.live) {
             let (Some(slot), Some(live)) = (slot, live) else {
                 continue;
             };
-            let used = live.present || connections(&live.load) > 0;
-            if !live.present && used {
+            let (ours, connected) = (ours(&slot.service), connections(&live.load) > 0);
+            let used = live.present && ours || connected;
+            if !live.present && connected && ours {
                 rules.extend(service_rule(&slot.service));
             }
             if used && (live.method == Method::Masq || slot.was_nat) {
@@ -160,11 +168,10 @@ impl Registry {
         rules
     }
 
-    /// Some destination's neighbour is being resolved.
+    /// The neighbour of a destination that came with the last change is being resolved.
     pub fn is_resolving(&self) -> bool {
-        self.live
-            .iter()
-            .flatten()
+        let live = self.awaited.iter().filter_map(|id| self.destination(*id));
+        live.into_iter()
             .any(|live| live.present && live.reach == Reach::Resolving)
     }
 
@@ -314,13 +321,17 @@ impl Registry {
         for destination in entry.destinations() {
             let id = self.bring_in_destination(key, entry.incarnation, destination, routes);
             let Some(live) = self.destination(id) else { continue };
+            let (load, unreached) = (live.load.clone(), live.reach == Reach::Resolving);
+            if unreached {
+                self.awaited.push(id);
+            }
             candidates.push(Candidate {
                 key: destination.key,
                 weight: destination.weight,
                 upper_threshold: destination.upper_threshold,
                 lower_threshold: destination.lower_threshold,
                 edits: entry.edits,
-                load: live.load.clone(),
+                load,
             });
             ids.push(id);
         }
@@ -448,13 +459,6 @@ fn connections(load: &Load) -> u64 {
         .iter()
         .map(|count| count.load(Ordering::Relaxed) as u64)
         .sum()
-}
-
-fn is_of(rule: &Rule, local: &LocalAddresses) -> bool {
-    match rule {
-        Rule::Service { address, .. } => local.contains(address),
-        _ => true,
-    }
 }
 
 fn service_rule(key: &ServiceKey) -> Option<Rule> {

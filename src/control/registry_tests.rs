@@ -307,7 +307,7 @@ fn the_filter_looks_for_what_lives() {
             destination: by_tunnel(3),
         },
     ]);
-    let rules = |world: &World| world.registry.filter_rules(&local);
+    let rules = |world: &World| world.registry.filter_rules(&local, &HashSet::new());
     let always = Rule::Local(own);
     assert_eq!(rules(&world), HashSet::from([always, service, nat(1), nat(2), tunnel]));
 

@@ -5,7 +5,7 @@
 //! filter stays and drops what is for services, and the entries stay for the next start.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,15 +23,14 @@ use super::protocol::{Reply, Request};
 use super::registry::{Registry, build_scheduler};
 use super::run_error::RunError;
 use super::saver::Saver;
-use super::server::{Asked, Server};
+use super::server::Server;
 use super::state::State;
-use super::store::{Found, Store};
+use super::store::{self, Found, Store};
 use crate::conn::{ConnectionTable, Tick};
 use crate::io::clock;
 use crate::io::filter::FilterMaps;
 use crate::io::filter::attach::{self};
 use crate::io::liveness::{self, Claim, ClaimError};
-use crate::io::netlink::follow::NetworkEvent;
 use crate::io::netlink::{Follower, Netlink, Resolver};
 use crate::io::tun::{self, Tun};
 use crate::options::{CONNECTIONS_DEFAULT, RunOptions, STATE_DIR_DEFAULT};
@@ -55,14 +54,15 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     if !crate::io::netns::is_root() {
         return Err(RunError::NotRoot);
     }
+    let signals = signals()?;
     // Before anything is read, so that no change afterwards is missed.
     let (_follower, network) = Follower::start()?;
     let mut resolver = Resolver::open(Instant::now())?;
-    let interfaces = find_interfaces(&settings.interfaces, &mut resolver)?;
-    // What can be wrong with the start is found before a running daemon is told to go.
-    let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
+    // Whatever can be wrong is best found before a running daemon is told to go.
+    let (interfaces, workers) = prepare(&settings, &mut resolver)?;
+    store::make_directory(&settings.state_dir)?;
     let entries = EntriesFile::place(settings.run_dir.as_deref(), &settings.state_dir)?;
-    let handed_over = settings.takeover && take_over(&settings.socket)?;
+    let handed_over = settings.takeover && take_over(&settings, &interfaces)?;
     let claims = claim(&interfaces, &settings, handed_over)?;
     let store = Store::open(
         &settings.state_dir,
@@ -76,12 +76,30 @@ pub fn run(options: &RunOptions, rules: RulesParser) -> Result<(), RunError> {
     let (asked, requests) = unbounded();
     let server = Server::start(&settings.socket, asked)?;
     let started = Started::new(&settings, interfaces, workers, entries, resolver, store)?;
-    let again = started.serve(&settings, rules, server, requests, network)?;
-    drop(claims);
-    if again {
+    let may_start = || {
+        let settings = Settings::of(options, rules)?;
+        prepare(&settings, &mut Resolver::open(Instant::now())?)?;
+        Ok(())
+    };
+    let events = Events {
+        requests,
+        signals,
+        network,
+        ticks: crossbeam_channel::tick(TICK),
+    };
+    if started.serve(&settings, rules, server, events, &may_start)? {
+        // The claims are held until then.
         return Err(RunError::Again(start_again()));
     }
+    drop(claims);
     Ok(())
+}
+
+/// The interfaces and the number of workers, or what is wrong with them.
+fn prepare(settings: &Settings, resolver: &mut Resolver) -> Result<(Vec<Interface>, usize), RunError> {
+    let interfaces = find_interfaces(&settings.interfaces, resolver)?;
+    let workers = drivers::workers(settings.workers, settings.driver, &interfaces)?;
+    Ok((interfaces, workers))
 }
 
 /// Becomes a new start of the same program, as the same process. Returns only when that fails.
@@ -97,14 +115,21 @@ fn start_again() -> std::io::Error {
 /// Takes off the filters that daemons which are dead have left in this network namespace: their virtual addresses are the
 /// kernel's again. Returns the interfaces' names.
 pub fn take_off_dead_filters() -> Result<Vec<String>, RunError> {
+    if !crate::io::netns::is_root() {
+        return Ok(Vec::new());
+    }
     let mut taken_off = Vec::new();
     for link in Netlink::open()?.links()? {
         // Whose daemon lives, or begins to live meanwhile, keeps its filter.
         let Ok(_claim) = liveness::claim(link.index) else {
             continue;
         };
-        if attach::detach_xdp(link.index)? + attach::detach_tc(link.index)? > 0 {
-            taken_off.push(link.name);
+        let detached = [attach::detach_xdp(link.index), attach::detach_tc(link.index)];
+        if detached.iter().any(|result| matches!(result, Ok(1..))) {
+            taken_off.push(link.name.clone());
+        }
+        for error in detached.into_iter().filter_map(Result::err) {
+            log::debug!("interface {}: {error}", link.name);
         }
     }
     Ok(taken_off)
@@ -190,9 +215,24 @@ fn find_interfaces(names: &[String], resolver: &mut Resolver) -> Result<Vec<Inte
     Ok(interfaces)
 }
 
-/// Tells the running daemon to stop and keep. `false`: there is none to take over from, which is fine.
-fn take_over(socket: &Path) -> Result<bool, RunError> {
-    let mut client = Client::new(socket.to_owned());
+/// Tells the running daemon to stop and keep. `false`: there is none to take over from, which is fine. One that does not have
+/// all the interfaces that are wanted is left alone, if another has them.
+fn take_over(settings: &Settings, interfaces: &[Interface]) -> Result<bool, RunError> {
+    let socket = &settings.socket;
+    let mut client = Client::new(socket.clone());
+    let other = |interface: &Interface, pid| RunError::OtherSocket {
+        interface: interface.name.clone(),
+        pid,
+        socket: socket.clone(),
+    };
+    if let Ok(Reply::Ok { pid, .. }) = client.call(&Request::Ping) {
+        for interface in interfaces {
+            match liveness::holder(interface.index) {
+                Ok(Some(holder)) if holder != 0 && holder != pid as i32 => return Err(other(interface, holder)),
+                _ => {}
+            }
+        }
+    }
     match client.call(&Request::Stop { keep: true }) {
         Ok(Reply::Ok { pid, version }) => {
             log::info!("took over from process {pid} (uvs {version})");
@@ -219,10 +259,17 @@ fn claim(interfaces: &[Interface], settings: &Settings, handed_over: bool) -> Re
     let mut claims = Vec::with_capacity(interfaces.len());
     for interface in interfaces {
         loop {
+            if Instant::now() < until {
+                // Nobody is asked who has it: that would fill its queue.
+                match liveness::try_claim(interface.index) {
+                    Some(claim) => break claims.push(claim),
+                    None => std::thread::sleep(Duration::from_millis(2)),
+                }
+                continue;
+            }
             match liveness::claim(interface.index) {
                 Ok(claim) => break claims.push(claim),
-                Err(ClaimError::Taken { .. }) if Instant::now() < until => std::thread::sleep(Duration::from_millis(2)),
-                Err(ClaimError::Taken { pid, .. }) if settings.takeover => {
+                Err(ClaimError::Taken { pid, .. }) if settings.takeover && !handed_over => {
                     return Err(RunError::OtherSocket {
                         interface: interface.name.clone(),
                         pid,
@@ -270,7 +317,7 @@ impl Started {
             let now = Tick::from_boot_ns(clock::boot_ns());
             let recovered = connections::recover(&connections, now, &mut registry, &mut director);
             log::info!(
-                "{} connections go on ({} expired, {} of no service, {} damaged)",
+                "{} connections go on ({} expired, {} of no service, {} damaged or without room)",
                 recovered.kept,
                 recovered.expired,
                 recovered.dropped,
@@ -280,7 +327,7 @@ impl Started {
         let local = director.local_addresses();
         let table = Arc::new(registry.table(&state, director.interfaces(), local.clone()));
         connections::relate_templates(&connections, &table);
-        let rules = registry.filter_rules(&local);
+        let rules = registry.filter_rules(&local, &Default::default());
         director.grow_filter(&rules).map_err(RunError::Rules)?;
         let shared = Shared {
             connections,
@@ -308,21 +355,20 @@ impl Started {
         settings: &Settings,
         rules: RulesParser,
         server: Server,
-        requests: Receiver<Asked>,
-        network: Receiver<NetworkEvent>,
+        events: Events,
+        may_start: &dyn Fn() -> Result<(), RunError>,
     ) -> Result<bool, RunError> {
-        let events = Events {
-            requests,
-            signals: signals()?,
-            network,
-            ticks: crossbeam_channel::tick(TICK),
+        let stop_asked = {
+            let signals = events.signals.clone();
+            move || signals.try_iter().any(|signal| signal == Signal::Stop)
         };
         let saver = Saver::start(self.store).map_err(|source| RunError::Thread { what: "saving", source })?;
         let daemon = settings.config.as_ref().map(|c| c.daemon.clone()).unwrap_or_default();
         let mut control = Control::new(self.state, self.registry, self.director)
             .with_saver(saver)
             .with_config(reload(settings, rules), daemon, self.applied)
-            .with_watchdog(Box::new(|| notify(&[sd_notify::NotifyState::Watchdog])));
+            .with_watchdog(Box::new(|| notify(&[sd_notify::NotifyState::Watchdog])))
+            .with_new_starts(Box::new(|| may_start().map_err(|error| error.to_string())));
         control.save_now();
         control.settle_start()?;
         println!(
@@ -331,13 +377,16 @@ impl Started {
             settings.interfaces.join(", ")
         );
         notify(&[sd_notify::NotifyState::Ready]);
-        let ending = match control.run(events) {
+        let mut ending = match control.run(events) {
             Ok(ending) => ending,
             Err(stuck) => {
                 log::error!("{}", RunError::from(stuck));
                 std::process::abort();
             }
         };
+        if ending.again && stop_asked() {
+            (ending.again, ending.keep) = (false, false);
+        }
         let again = ending.again;
         if !again {
             notify(&[sd_notify::NotifyState::Stopping]);
@@ -377,9 +426,9 @@ fn starting_state(settings: &Settings, store: &Store) -> Result<(State, Option<u
             Default::default()
         }
     };
-    match &settings.config {
-        Some(config) if saved.config != Some(config.fingerprint) => {
-            let commands = config.changes(&saved.state);
+    let news = settings.config.as_ref().filter(|c| saved.config != Some(c.fingerprint));
+    match news.and_then(|config| Some((config, config.changes(&saved.state)?))) {
+        Some((config, commands)) => {
             let applied = saved.state.apply_all(&commands, true);
             if let Some(error) = applied.results.into_iter().flatten().next() {
                 return Err(RunError::Unappliable(error));

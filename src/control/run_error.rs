@@ -78,7 +78,7 @@ pub enum RunError {
     #[error("the configuration cannot be applied to the saved rules: {0}")]
     Unappliable(CommandError),
     #[error(
-        "interface {interface} is served by another uvs (process {pid}), and no uvs answers at {}: \
+        "interface {interface} is served by another uvs (process {pid}) than the one at {}, if any: \
          give the --socket that it was started with",
         socket.display()
     )]

@@ -95,6 +95,15 @@ struct Header {
     config: Option<u64>,
 }
 
+/// Makes the state directory where it is missing.
+pub fn make_directory(directory: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(directory).map_err(|source| StoreError::System {
+        action: "cannot create",
+        path: directory.to_owned(),
+        source,
+    })
+}
+
 impl Store {
     /// Makes the directory where it is missing, and locks it; waits so long for a daemon that is just ending.
     pub fn open(directory: &Path, patience: Duration) -> Result<Store, StoreError> {
@@ -103,7 +112,7 @@ impl Store {
             path: path.to_owned(),
             source,
         };
-        fs::create_dir_all(directory).map_err(|error| system("cannot create", directory, error))?;
+        make_directory(directory)?;
         let path = directory.join("lock");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);

@@ -130,6 +130,10 @@ impl<'a, D: Driver> Round<'a, D> {
         let Some(destination) = self.table.destination(DestinationId(was.destination_id)) else {
             return;
         };
+        // For the listing only: nobody makes room for it, and a service of that port has no such place.
+        if was.virtual_address.1 == INVALID_TEMPLATE_PORT || !self.connections.has_room() {
+            return;
+        }
         let (protocol, client) = (was.protocol, (was.client.0, 0));
         let invalid = NewTemplate {
             key: FlowKey::new(protocol, client, (was.virtual_address.0, INVALID_TEMPLATE_PORT)),

@@ -165,15 +165,16 @@ impl<D: Driver> Round<'_, D> {
         let Some(source) = self.source_of(&teller, parsed, interface) else {
             return;
         };
-        // Too big is never withheld: path MTU discovery depends on it (so also Linux's `icmp_ratemask`).
-        if !matches!(error, icmp::Error::TooBig { .. }) && !self.errors.spend(self.now_ns) {
-            self.counts.errors_withheld += 1;
-            return;
-        }
         let Some(mut reply) = self.driver.allocate() else {
             return;
         };
         if !icmp::error(error, about, parsed, source, &mut reply, self.ids) {
+            self.driver.free(reply);
+            return;
+        }
+        // Too big is never withheld: path MTU discovery depends on it (so also Linux's `icmp_ratemask`).
+        if !matches!(error, icmp::Error::TooBig { .. }) && !self.errors.spend(self.now_ns) {
+            self.counts.errors_withheld += 1;
             self.driver.free(reply);
             return;
         }

@@ -128,7 +128,7 @@ fn ioctl<T>(interface: &str, request: &mut T) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
     }
     for (to, from) in ifreq.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from.cast_signed();
+        *to = from as libc::c_char;
     }
     ifreq.ifr_ifru.ifru_data = std::ptr::from_mut(request).cast();
     // SAFETY: the kernel reads the command at `ifru_data` and then reads and writes the structure of that command,

@@ -48,6 +48,13 @@ pub fn claim(ifindex: u32) -> Result<Claim, ClaimError> {
     }
 }
 
+/// Claims the interface if nobody has it.
+pub fn try_claim(ifindex: u32) -> Option<Claim> {
+    let address = SocketAddr::from_abstract_name(name(ifindex)).ok()?;
+    let _socket = UnixListener::bind_addr(&address).ok()?;
+    Some(Claim { _socket })
+}
+
 /// The process that serves the interface, if one does.
 pub fn holder(ifindex: u32) -> io::Result<Option<i32>> {
     // Nobody ever accepts; without waiting, as the queue may be full of others who asked.

@@ -65,7 +65,7 @@ pub fn connect_abstract(name: &str) -> io::Result<UnixStream> {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     };
     for (to, from) in room.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = from as libc::c_char;
     }
     let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
     // SAFETY: the pointer is to a sockaddr_un of ours, of which `length` bytes are set.

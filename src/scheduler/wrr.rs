@@ -66,7 +66,7 @@ impl Wrr {
         }
         for new in after.iter().rev() {
             match list.iter().position(|(key, _)| *key == new.key) {
-                Some(at) if list[at].1 == new.weight && !edited => {}
+                Some(at) if list[at].1 == new.weight => {}
                 Some(at) => {
                     list[at].1 = new.weight;
                     change(&list);
@@ -76,6 +76,10 @@ impl Wrr {
                     change(&list);
                 }
             }
+        }
+        // Once more does no harm.
+        if edited {
+            change(&list);
         }
         let next = match changed {
             true => 0,

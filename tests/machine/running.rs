@@ -49,7 +49,10 @@ fn an_interface_goes(driver: &str) {
     let everywhere = "[::]:81".parse().unwrap();
     let _server = HttpServer::start(third.namespace(), everywhere, "third").unwrap();
     let (gone, stays) = (SocketAddr::new(vip, 80), SocketAddr::new(vip, 81));
-    let start = ["--driver", driver];
+    let file = s.topology.cluster.directory().join("uvs.toml");
+    std::fs::write(&file, "# services by hand\n").unwrap();
+    let path = file.display().to_string();
+    let start = ["--driver", driver, "--config", &path];
     s.start(&start).unwrap();
     s.add_service(Method::Masq, Family::V4, "-s rr").unwrap();
     for rule in [format!("-A -t {stays} -s rr"), format!("-a -t {stays} -r {near}:81 -g")] {
@@ -80,12 +83,19 @@ fn an_interface_goes(driver: &str) {
     let statistics = s.director().unwrap().output(&["stats"]).unwrap();
     assert!(statistics.status.success());
 
-    // One of that name again: the same process serves it, and what it had goes on.
+    // One of that name again: the same process serves it, and what it had goes on. Not while a start would fail.
+    std::fs::write(&file, "[[service]\n").unwrap();
     let process = s.director().unwrap().process().id();
     let back: IpAddr = "192.168.0.1".parse().unwrap();
     s.topology.segments[1]
         .attach(&mut s.topology.director, &attachment("eth1", &[(back, 24)]))
         .unwrap();
+    let said = || s.director().unwrap().process().output();
+    wait_until(WAIT, said, |said| {
+        said.contains("cannot be served yet") && said.contains(&path)
+    });
+    assert_eq!(open.get("/").unwrap(), "third");
+    std::fs::write(&file, "# services by hand\n").unwrap();
     wait_until(WAIT, || get(&s, gone), io::Result::is_ok).unwrap();
     assert_eq!(open.get("/").unwrap(), "third");
     assert_eq!(s.director().unwrap().process().id(), process);

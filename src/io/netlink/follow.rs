@@ -30,13 +30,11 @@ const NEIGHBOURS_MAX: usize = 65_536;
 /// `IPV6_RULE` (linux/rtnetlink.h).
 const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19];
 
-/// What the listener tells.
+/// What the listener tells, as long as it can hear; then its channel closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkEvent {
     /// Links, addresses, routes or neighbours changed: look again.
     Changed,
-    /// The listener ended because its socket failed; nothing will be heard any more.
-    Deaf,
 }
 
 /// The listening thread; it ends when this is dropped.
@@ -92,9 +90,8 @@ fn listen(mut netlink: Netlink, mut polls: PollSet, sender: &Sender<NetworkEvent
                 Ok(false) => {}
                 Ok(true) => due = due.or_else(|| Some(Instant::now() + SETTLE)),
                 Err(error) => {
+                    // The channel closes: that tells that nothing will be heard any more.
                     log::error!("following the network: {error}");
-                    // A full channel or no listener: either way there is nobody else to tell.
-                    let _ = sender.try_send(NetworkEvent::Deaf);
                     return;
                 }
             }

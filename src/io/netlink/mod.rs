@@ -19,7 +19,8 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{
-    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NlasIterator,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -34,6 +35,8 @@ pub use resolve::Resolver;
 pub use route::{Route, RouteAnswer, RouteKind};
 
 /// Bytes of one netlink datagram that we are ready to take; the kernel sends at most 32 KiB at once.
+/// Lists that change while they are told are asked for again so often.
+const DUMPS_MAX: u32 = 10;
 const DATAGRAM_MAX: usize = 64 * 1024;
 
 /// Bytes of a message's header.
@@ -162,7 +165,14 @@ impl Netlink {
         message: RouteNetlinkMessage,
         action: impl Fn() -> String,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
-        self.exchange(message, NLM_F_REQUEST | NLM_F_DUMP, &action)
+        // A list that changed while it was told may lack what did not change.
+        for _ in 0..DUMPS_MAX {
+            match self.exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP, &action) {
+                Err(Error::Refused { source, .. }) if source.kind() == io::ErrorKind::Interrupted => {}
+                answer => return answer,
+            }
+        }
+        Err(Error::refused(action(), io::ErrorKind::Interrupted.into()))
     }
 
     /// Sends one request and collects its answers, until the acknowledgement or the end of the dump.
@@ -184,12 +194,14 @@ impl Netlink {
         self.socket.send(&bytes, 0).map_err(refused)?;
 
         let mut answers = Vec::new();
+        let mut interrupted = false;
         loop {
             let messages = self.receive().map_err(refused)?;
             for (header, payload) in messages {
                 if header.sequence_number != self.sequence {
                     continue; // A notification, or the rest of an earlier answer.
                 }
+                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
                 match payload {
                     NetlinkPayload::Error(error) => match error.code {
                         None => return Ok(answers),
@@ -203,6 +215,9 @@ impl Netlink {
                     },
                     NetlinkPayload::Done(done) if done.code < 0 => {
                         return Err(refused(io::Error::from_raw_os_error(-done.code)));
+                    }
+                    NetlinkPayload::Done(_) if interrupted => {
+                        return Err(refused(io::ErrorKind::Interrupted.into()));
                     }
                     NetlinkPayload::Done(_) => return Ok(answers),
                     NetlinkPayload::InnerMessage(answer) => answers.push(answer),

@@ -68,18 +68,14 @@ impl Resolver {
 
     /// Reads links, addresses and neighbours anew and forgets routes. Destinations are to be resolved again.
     pub fn refresh(&mut self, now: Instant) -> Result<(), Error> {
-        self.links = self
-            .netlink
-            .links()?
-            .into_iter()
-            .map(|link| (link.index, link))
-            .collect();
+        // All or nothing: half of an answer would be believed.
+        let links = self.netlink.links()?;
         let mut addresses = self.netlink.addresses()?;
-        self.local_prefixes.clear();
+        let mut local_prefixes = Vec::new();
         for route in self.netlink.local_routes()? {
             let whole = route.prefix_len == super::bits_of(route.destination);
             if !whole {
-                self.local_prefixes.push((route.destination, route.prefix_len));
+                local_prefixes.push((route.destination, route.prefix_len));
             }
             let known = addresses.iter().any(|address| address.address == route.destination);
             if whole && !known {
@@ -91,8 +87,10 @@ impl Resolver {
                 });
             }
         }
-        self.addresses = addresses;
         self.read_neighbours()?;
+        self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        self.addresses = addresses;
+        self.local_prefixes = local_prefixes;
         self.routes.clear();
         self.routes_read = now;
         Ok(())

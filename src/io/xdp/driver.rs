@@ -28,6 +28,8 @@ pub struct XskDriver<R: Rings> {
     reasons: Vec<Option<String>>,
     tun: TunQueue,
     poll: PollSet,
+    /// Frames that did not leave, told by no flush yet.
+    lost: u64,
 }
 
 impl<R: Rings> XskDriver<R> {
@@ -55,6 +57,7 @@ impl<R: Rings> XskDriver<R> {
             reasons,
             tun: config.tun,
             poll: PollSet::new(config.waker, &fds),
+            lost: 0,
         })
     }
 
@@ -182,21 +185,23 @@ impl<R: Rings> Driver for XskDriver<R> {
         self.memory.free(frame);
     }
 
-    /// What is on a ring leaves, or counts as invalid there.
+    /// What is on a ring leaves, or counts as invalid there, unless the interface is deleted first.
     fn flush(&mut self) -> u64 {
+        let mut lost = std::mem::take(&mut self.lost);
         for socket in &mut self.sockets {
             socket.flush();
             socket.reap(&mut self.memory);
             socket.refill(&mut self.memory);
+            lost += socket.take_lost();
         }
-        0
+        lost
     }
 
     fn wait(&mut self, timeout: Duration) {
         let stuck = self.sockets.iter().any(Socket::is_stuck);
         let woken = self.poll.wait(if stuck { timeout.min(STUCK_RETRY) } else { timeout });
         if stuck {
-            self.flush();
+            self.lost = self.flush();
         } else if woken == Woken::Timeout {
             // Nothing to do: time to look whether the interfaces are still there.
             self.check_sockets();

@@ -36,6 +36,8 @@ pub(super) struct Socket<R: Rings> {
     /// Its interface is gone.
     dead: bool,
     transmit_failed: u64,
+    /// What it took along when it died is in `transmit_failed`.
+    lost_counted: bool,
     last: InterfaceStatistics,
 }
 
@@ -59,6 +61,7 @@ impl<R: Rings> Socket<R> {
             to_kick: false,
             dead: false,
             transmit_failed: 0,
+            lost_counted: false,
             last: InterfaceStatistics::default(),
         })
     }
@@ -189,6 +192,17 @@ impl<R: Rings> Socket<R> {
         self.dead = true;
         let QueueBinding { name, queue, .. } = &self.binding;
         log::error!("interface {name}: queue {queue} is gone ({error}); frames to it are dropped from now on");
+    }
+
+    /// Once after its end, when what was sent is taken back: the frames that were queued and did not leave.
+    pub fn take_lost(&mut self) -> u64 {
+        if !self.dead || self.lost_counted {
+            return 0;
+        }
+        self.lost_counted = true;
+        let lost = u64::from(self.sending) + self.rings.queued() as u64;
+        self.transmit_failed += lost;
+        lost
     }
 
     /// What the kernel counted, and we.
