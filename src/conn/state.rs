@@ -45,8 +45,8 @@ macro_rules! states {
 }
 
 states! {
-    /// None: templates, and connections of protocols without states.
-    None = 0, "NONE", false, 2;
+    /// None: templates, connections of protocols without states, and such as began with an ICMP error.
+    None = 0, "NONE", false, 3;
     /// TCP: established.
     Established = 1, "ESTABLISHED", true, 900;
     /// TCP: the server opens (active FTP), or a SYN of the server on an old entry.

@@ -4,14 +4,16 @@ use std::net::IpAddr;
 
 use super::driver::Driver;
 use super::flow::endpoint_of_destination;
+use super::related::Receiver;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::ticks_of_seconds;
 use crate::conn::{
     Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State, tcp,
 };
 use crate::forward::icmp;
+use crate::packet::quote::Quote;
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol};
+use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol, TcpFlags};
 use crate::service::{DestinationKey, Method};
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, Service};
 
@@ -28,7 +30,7 @@ impl<'a, D: Driver> Round<'a, D> {
     pub(super) fn unknown<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
         let table = self.table;
         let Some(service) = table.service(&parsed.flow) else {
-            return self.unserved(parsed);
+            return self.unserved(frame, interface, parsed);
         };
         if parsed.flow.protocol == Protocol::TCP && !self.may_begin(parsed) {
             return Verdict::HandBack;
@@ -76,12 +78,15 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// No service asked for. A NAT destination's stray must not leave with its private address; all else is the local
     /// stack's.
-    fn unserved(&self, parsed: &Parsed) -> Verdict {
+    fn unserved<F: Frame>(&mut self, frame: &F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
         let to_us = self.table.local.contains(&parsed.flow.destination());
-        if !to_us && self.table.is_nat_source(&parsed.flow) {
-            return Verdict::Drop(DropReason::NoConnection);
+        if to_us || !self.table.is_nat_source(&parsed.flow) {
+            return Verdict::HandBack;
         }
-        Verdict::HandBack
+        if self.table.sysctls.nat_icmp_send != 0 && !is_reset(frame.bytes(), parsed) {
+            self.tell(icmp::Error::PortUnreachable, frame, parsed, interface, Teller::Director);
+        }
+        Verdict::Drop(DropReason::NoConnection)
     }
 
     /// The destination of a new connection: the persistence template's, else the scheduler's choice.
@@ -225,53 +230,123 @@ impl<'a, D: Driver> Round<'a, D> {
         let destination = choice.destination;
         let method = destination.method;
         let state = State::first(parsed.flow.protocol, method, parsed.tcp_flags);
-        let from = frame.bytes()[6..]
-            .first_chunk()
-            .map(|mac| Mac(*mac))
-            .unwrap_or_default();
-        let hop = if method != Method::Route {
-            self.hops.intern(interface, from)
-        } else {
-            HopId::UNKNOWN
-        };
-        let new = NewConnection {
-            flow: parsed.flow,
-            destination: destination_of(service, destination, &parsed.flow),
-            destination_id: choice.id.0,
-            method,
-            state,
-            timeout_ticks: self.timeouts.ticks(state),
-            client_hop: hop.0,
-            fwmark: 0,
-            template: choice.template,
-        };
-        destination.load.add(state.is_active(), destination.upper_threshold);
-        let (connections, table) = (self.connections, self.table);
-        let hash = connections.hash(&parsed.flow);
-        match connections.insert(self.worker, hash, &new, self.now, &mut |gone| table.count_off(gone)) {
+        let hop = self.hop_of(frame, interface, method);
+        let ticks = self.timeouts.ticks(state);
+        match self.enter(service, choice, &parsed.flow, (state, ticks), hop) {
             Ok(entry) => {
-                let counters = &destination.counters[self.worker.0 as usize];
-                counters.count_connection();
-                counters.count_in(parsed.ip_len() as u64);
+                self.count_begin(choice.destination, parsed);
                 self.send(frame, interface, parsed, method, destination, || {
                     endpoint_of_destination(&entry, parsed.flow.family)
                 })
             }
-            Err(error) => {
-                destination.load.remove(
-                    state.is_active(),
-                    destination.upper_threshold,
-                    destination.lower_threshold,
-                );
-                match error {
-                    InsertError::Full => Verdict::Drop(DropReason::TableFull),
-                    InsertError::Exists(entry) => match table.destination(DestinationId(entry.destination_id())) {
-                        Some(theirs) => self.as_theirs(frame, interface, parsed, entry, theirs),
-                        None => Verdict::Drop(DropReason::DestinationGone),
-                    },
+            Err(InsertError::Full) => Verdict::Drop(DropReason::TableFull),
+            Err(InsertError::Exists(entry)) => {
+                let table = self.table;
+                match table.destination(DestinationId(entry.destination_id())) {
+                    Some(theirs) => self.as_theirs(frame, interface, parsed, entry, theirs),
+                    None => Verdict::Drop(DropReason::DestinationGone),
                 }
             }
         }
+    }
+
+    /// Enters a connection, and counts it on its destination. `lasts`: the state it begins in, and for how long.
+    fn enter(
+        &self,
+        service: &Service,
+        choice: &Choice<'a>,
+        flow: &FlowKey,
+        lasts: (State, u32),
+        hop: HopId,
+    ) -> Result<EntryRef<'a>, InsertError<'a>> {
+        let (state, timeout_ticks) = lasts;
+        let destination = choice.destination;
+        let new = NewConnection {
+            flow: *flow,
+            destination: destination_of(service, destination, flow),
+            destination_id: choice.id.0,
+            method: destination.method,
+            state,
+            timeout_ticks,
+            client_hop: hop.0,
+            fwmark: 0,
+            template: choice.template,
+        };
+        let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
+        destination.load.add(state.is_active(), upper);
+        let (connections, table) = (self.connections, self.table);
+        let hash = connections.hash(flow);
+        let inserted = connections.insert(self.worker, hash, &new, self.now, &mut |gone| table.count_off(gone));
+        if inserted.is_err() {
+            destination.load.remove(state.is_active(), upper, lower);
+        }
+        inserted
+    }
+
+    fn count_begin(&self, destination: &Destination, parsed: &Parsed) {
+        let counters = &destination.counters[self.worker.0 as usize];
+        counters.count_connection();
+        counters.count_in(parsed.ip_len() as u64);
+    }
+
+    /// An ICMP error about a packet of no known connection, with schedule_icmp: as if the client had sent what is quoted,
+    /// turned round in `flow`, a connection begins, and the error is its first packet. `None`: no service is asked for.
+    pub(super) fn begin_with_error<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        quote: &Quote,
+    ) -> Option<Verdict> {
+        let flow = quote.flow.reversed();
+        let table = self.table;
+        let service = table.service(&flow)?;
+        if self.is_martian(parsed) {
+            return Some(Verdict::Drop(DropReason::Martian));
+        }
+        let choice = match self.choose(service, &flow) {
+            Ok(choice) => choice,
+            // Nothing is said about an ICMP error.
+            Err(reason) => return Some(Verdict::Drop(reason)),
+        };
+        let destination = choice.destination;
+        let to = destination_of(service, destination, &flow);
+        let receiver = Receiver {
+            destination,
+            method: destination.method,
+            endpoint: Endpoint::from((to.address, to.port)),
+        };
+        if !(service.one_packet && flow.protocol == Protocol::UDP) {
+            // No packet of its own has come, so the state is that of none, and soon over.
+            let state = match flow.protocol {
+                Protocol::UDP => State::Udp,
+                _ => State::None,
+            };
+            let hop = self.hop_of(frame, interface, destination.method);
+            let ticks = self.timeouts.ticks(State::None);
+            match self.enter(service, &choice, &flow, (state, ticks), hop) {
+                Ok(_) => {}
+                // Another worker was faster with the same connection.
+                Err(InsertError::Exists(entry)) => {
+                    return Some(self.error_to_destination(frame, interface, parsed, quote, entry));
+                }
+                Err(InsertError::Full) => return Some(Verdict::Drop(DropReason::TableFull)),
+            }
+        }
+        self.count_begin(destination, parsed);
+        Some(self.send_error(frame, interface, parsed, quote, &receiver))
+    }
+
+    /// The way back to the client, where one is needed.
+    fn hop_of<F: Frame>(&self, frame: &F, interface: InterfaceId, method: Method) -> HopId {
+        if method == Method::Route {
+            return HopId::UNKNOWN;
+        }
+        let from = frame.bytes()[6..]
+            .first_chunk()
+            .map(|mac| Mac(*mac))
+            .unwrap_or_default();
+        self.hops.intern(interface, from)
     }
 
     /// Another worker was faster with the same connection.
@@ -302,9 +377,7 @@ impl<'a, D: Driver> Round<'a, D> {
         choice: &Choice<'a>,
     ) -> Verdict {
         let destination = choice.destination;
-        let counters = &destination.counters[self.worker.0 as usize];
-        counters.count_connection();
-        counters.count_in(parsed.ip_len() as u64);
+        self.count_begin(destination, parsed);
         let port = if destination.key.port == 0 {
             parsed.flow.destination_port()
         } else {
@@ -312,6 +385,16 @@ impl<'a, D: Driver> Round<'a, D> {
         };
         let endpoint = || Endpoint::from((destination.key.address, port));
         self.send(frame, interface, parsed, destination.method, destination, endpoint)
+    }
+}
+
+/// Its sender knows already that there is no connection: TCP reset or SCTP ABORT.
+fn is_reset(bytes: &[u8], parsed: &Parsed) -> bool {
+    match parsed.flow.protocol {
+        Protocol::TCP => parsed.tcp_flags.any(TcpFlags::RST),
+        // RFC 9260 section 3.3.7: chunk type 6, the first behind the common header.
+        Protocol::SCTP => bytes.get(parsed.l4 as usize + 12) == Some(&6),
+        _ => false,
     }
 }
 

@@ -7,9 +7,18 @@ use crate::conn::{Direction, EntryRef};
 use crate::forward::related;
 use crate::forward::tunnel;
 use crate::packet::quote::{Quote, quote};
+use crate::packet::rewrite::Endpoint;
 use crate::packet::{DropReason, Frame, Parsed};
 use crate::service::Method;
 use crate::table::{Destination, DestinationId, InterfaceId, Reach};
+
+/// Whom an ICMP error goes to, and how.
+pub(super) struct Receiver<'t> {
+    pub destination: &'t Destination,
+    pub method: Method,
+    /// With NAT: where its connection's packets go.
+    pub endpoint: Endpoint,
+}
 
 impl<'a, D: Driver> Round<'a, D> {
     /// An ICMP error. What it quotes, turned round, is a packet of the connection it is about.
@@ -37,12 +46,31 @@ impl<'a, D: Driver> Round<'a, D> {
                 self.error_to_destination(frame, interface, parsed, &quote, hit.entry)
             }
             Some(hit) => self.error_to_client(frame, interface, parsed, &quote, hit.entry),
-            None if self.table.local.contains(&parsed.flow.destination()) => Verdict::HandBack,
-            None => Verdict::Drop(DropReason::IcmpUnrelated),
+            None => self.about_nothing(frame, interface, parsed, &quote),
         }
     }
 
-    fn error_to_destination<F: Frame>(
+    /// No connection is known by what is quoted.
+    fn about_nothing<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        quote: &Quote,
+    ) -> Verdict {
+        if self.table.sysctls.schedule_icmp != 0
+            && let Some(verdict) = self.begin_with_error(frame, interface, parsed, quote)
+        {
+            return verdict;
+        }
+        if self.table.local.contains(&parsed.flow.destination()) {
+            Verdict::HandBack
+        } else {
+            Verdict::Drop(DropReason::IcmpUnrelated)
+        }
+    }
+
+    pub(super) fn error_to_destination<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
@@ -58,22 +86,31 @@ impl<'a, D: Driver> Round<'a, D> {
             return Verdict::Drop(DropReason::DestinationGone);
         };
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
-        let (method, endpoint) = (entry.method(), endpoint_of_destination(&entry, entry.family()));
-        let Reach::Hop { hop, .. } = &destination.reach else {
-            return self.send(frame, interface, parsed, method, destination, || endpoint);
+        let receiver = Receiver {
+            destination,
+            method: entry.method(),
+            endpoint: endpoint_of_destination(&entry, entry.family()),
         };
-        if method != Method::Masq {
-            return self.send(frame, interface, parsed, method, destination, || endpoint);
+        self.send_error(frame, interface, parsed, quote, &receiver)
+    }
+
+    pub(super) fn send_error<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        quote: &Quote,
+        to: &Receiver<'_>,
+    ) -> Verdict {
+        let destination = to.destination;
+        match &destination.reach {
+            Reach::Hop { hop, .. } if to.method == Method::Masq => {
+                let outcome = related::masq_in(frame, parsed, quote, to.endpoint, hop);
+                let teller = Teller::Service(Some(destination));
+                self.conclude(frame, parsed, interface, hop.interface, outcome, teller)
+            }
+            _ => self.send(frame, interface, parsed, to.method, destination, || to.endpoint),
         }
-        let outcome = related::masq_in(frame, parsed, quote, endpoint, hop);
-        self.conclude(
-            frame,
-            parsed,
-            interface,
-            hop.interface,
-            outcome,
-            Teller::Service(Some(destination)),
-        )
     }
 
     fn error_to_client<F: Frame>(

@@ -49,7 +49,8 @@ drop_reasons! {
     TtlExpired => "ttl_expired",
     /// A source address that no client can have: 0.0.0.0/8, loopback, multicast, broadcast, or the director's own.
     Martian => "martian",
-    /// No usable destination: none, all of weight 0, or all over their threshold; the sender got port-unreachable.
+    /// No usable destination: none, all of weight 0, or all over their threshold; the sender got port-unreachable, unless
+    /// what it sent was an ICMP error (schedule_icmp).
     NoDestination => "no_destination",
     /// The connection's destination was removed from its service.
     DestinationGone => "destination_gone",
@@ -65,7 +66,8 @@ drop_reasons! {
     TooBig => "too_big",
     /// The connection table is full of established connections.
     TableFull => "table_full",
-    /// A NAT destination's packet that belongs to no connection; never sent on with its private address.
+    /// A NAT destination's packet that belongs to no connection; never sent on with its private address. With
+    /// nat_icmp_send the server got port-unreachable.
     NoConnection => "no_connection",
     /// An ICMP error about no known connection, or of a type that is not forwarded.
     IcmpUnrelated => "icmp_unrelated",
