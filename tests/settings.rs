@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
 use packets::{FAMILIES, METHODS, addresses, client_port, flow, host_unreachable, icmp_error, tcp, udp};
 use uvs::packet::{DropReason, Family, Offload};
+use uvs::table::Supplies;
 
 fn at(address: IpAddr, port: u16) -> SocketAddr {
     (address, port).into()
@@ -156,5 +157,137 @@ fn schedule_icmp_without_a_destination_is_silent() {
         // Of no service at all: the local stack's.
         let out = inject(&mut director, &about(81));
         assert_eq!((out.sent.len(), out.handed_back), (0, 1), "{family:?}");
+    }
+}
+
+/// A client's SYN, each from another port: what became of it.
+fn syns(director: &mut MemoryDirector, family: Family, numbers: std::ops::Range<usize>) -> Vec<usize> {
+    let who = addresses(family);
+    let mut forwarded = Vec::new();
+    for number in numbers {
+        let frame = tcp(at(who.client, client_port(number)), at(who.vip, 80), "S");
+        let out = inject(director, &frame);
+        assert_eq!(out.handed_back, 0);
+        if !out.sent.is_empty() {
+            forwarded.push(number);
+        }
+    }
+    forwarded
+}
+
+const SHORT: Supplies = Supplies {
+    pages_free: u64::MAX,
+    slots: 1024,
+    slots_free: 32,
+};
+
+#[test]
+fn drop_packet_always_drops_one_new_connection_in_am_droprate() {
+    for family in FAMILIES {
+        let who = addresses(family);
+        let mut director = director(family, "-g");
+        director.sysctl("drop_packet", "3");
+        director.sysctl("am_droprate", "4");
+        assert_eq!(syns(&mut director, family, 0..10), [1, 2, 3, 5, 6, 7, 9], "{family:?}");
+        assert_eq!(dropped(&director, DropReason::DropPacket), 3, "{family:?}");
+        // Only packets that would begin a connection: those of known ones pass, and what is nobody's is handed back.
+        for _ in 0..20 {
+            let known = tcp(at(who.client, client_port(1)), at(who.vip, 80), "A");
+            assert_eq!(inject(&mut director, &known).sent.len(), 1, "{family:?}");
+            let other = tcp(at(who.client, client_port(1)), at(who.vip, 81), "S");
+            assert_eq!(inject(&mut director, &other).handed_back, 1, "{family:?}");
+        }
+        assert_eq!(dropped(&director, DropReason::DropPacket), 3, "{family:?}");
+        // UDP likewise, and what errors begin with schedule_icmp. The rate of before runs out first.
+        director.sysctl("am_droprate", "1");
+        director.sysctl("schedule_icmp", "1");
+        syns(&mut director, family, 20..24);
+        let before = dropped(&director, DropReason::DropPacket);
+        let query = udp(at(who.client, client_port(77)), at(who.vip, 53));
+        let reply = tcp(at(who.vip, 80), at(who.client, client_port(78)), "A");
+        let error = host_unreachable(who.router, who.vip, &reply);
+        for frame in [&query, &error] {
+            let out = inject(&mut director, frame);
+            assert_eq!((out.sent.len(), out.handed_back), (0, 0), "{family:?}");
+        }
+        assert_eq!(dropped(&director, DropReason::DropPacket), before + 2, "{family:?}");
+        director.sysctl("drop_packet", "0");
+        assert_eq!(inject(&mut director, &query).sent.len(), 1, "{family:?}");
+    }
+}
+
+#[test]
+fn drop_packet_under_pressure_only() {
+    let mut director = director(Family::V4, "-g");
+    director.sysctl("drop_packet", "1");
+    assert_eq!(syns(&mut director, Family::V4, 0..6).len(), 6);
+    // Half of the last sixteenth is left: every second goes.
+    director.supplies(SHORT);
+    assert_eq!(syns(&mut director, Family::V4, 10..16), [11, 13, 15]);
+    director.supplies(Supplies::default());
+    assert_eq!(syns(&mut director, Family::V4, 20..26).len(), 6);
+}
+
+#[test]
+fn drop_entry_under_pressure_ends_half_open_connections() {
+    let family = Family::V4;
+    let who = addresses(family);
+    let mut director = director(family, "-m");
+    director.sysctl("drop_entry", "1");
+    syns(&mut director, family, 0..20);
+    let service = at(who.vip, 80);
+    inject(&mut director, &tcp(at(who.client, client_port(0)), service, "A"));
+    assert_eq!(director.drop_entries(1000), 0);
+    director.supplies(SHORT);
+    assert_eq!(director.drop_entries(1000), 19);
+    let connections = director.connections();
+    assert_eq!((connections.len(), connections[0].state.name()), (1, "ESTABLISHED"));
+    // The established one goes when it is idle for a minute: it had few packets.
+    director.now_ns += 61_000_000_000;
+    assert_eq!(director.drop_entries(1000), 1);
+}
+
+#[test]
+fn secure_tcp_needs_the_server_to_establish() {
+    for (mode, supplies, expected) in [
+        ("0", SHORT, ["SYN_RECV", "ESTABLISHED", "ESTABLISHED"]),
+        ("1", Supplies::default(), ["SYN_RECV", "ESTABLISHED", "ESTABLISHED"]),
+        ("1", SHORT, ["SYNACK", "SYNACK", "ESTABLISHED"]),
+        ("3", Supplies::default(), ["SYNACK", "SYNACK", "ESTABLISHED"]),
+    ] {
+        let who = addresses(Family::V4);
+        let (client, service, server) = (at(who.client, client_port(1)), at(who.vip, 80), at(who.server, 8080));
+        let mut director = director(Family::V4, "-m");
+        director.sysctl("secure_tcp", mode);
+        director.supplies(supplies);
+        let state = |director: &MemoryDirector| director.connections()[0].state.name();
+        inject(&mut director, &tcp(client, service, "S"));
+        assert_eq!(state(&director), "SYN_RECV", "{mode}");
+        let mut seen = Vec::new();
+        for (side, frame) in [
+            (SERVER_SIDE, tcp(server, client, "SA")),
+            (CLIENT_SIDE, tcp(client, service, "A")),
+            (SERVER_SIDE, tcp(server, client, "A")),
+        ] {
+            director.inject(side, &frame, Offload::default());
+            seen.push(state(&director));
+        }
+        assert_eq!(seen, expected, "mode {mode}, {supplies:?}");
+    }
+    // Where the server is not seen, a SYN is enough for SYNACK, and the client's next packet establishes.
+    for method in ["-g", "-i"] {
+        let who = addresses(Family::V4);
+        let mut director = director(Family::V4, method);
+        director.sysctl("secure_tcp", "3");
+        let (client, service) = (at(who.client, client_port(1)), at(who.vip, 80));
+        for (flags, expected) in [
+            ("S", "SYNACK"),
+            ("A", "ESTABLISHED"),
+            ("A", "ESTABLISHED"),
+            ("FA", "FIN_WAIT"),
+        ] {
+            inject(&mut director, &tcp(client, service, flags));
+            assert_eq!(director.connections()[0].state.name(), expected, "{method} {flags}");
+        }
     }
 }

@@ -298,13 +298,13 @@ impl<'t> EntryRef<'t> {
         timeouts: &TimeoutTable,
     ) -> Option<StateChange> {
         let from = control.state();
-        let to = from.next(control.protocol(), control.method(), direction, flags);
+        let to = timeouts.next(from, control.protocol(), control.method(), direction, flags);
         let deadline = now.after(timeouts.ticks(to));
         if from == to && deadline.0.wrapping_sub(control.deadline().0) < REFRESH_TICKS {
             return None;
         }
         self.table.write_touch(&self, control, |state| {
-            let to = state.next(control.protocol(), control.method(), direction, flags);
+            let to = timeouts.next(state, control.protocol(), control.method(), direction, flags);
             (to, now.after(timeouts.ticks(to)))
         })
     }

@@ -15,7 +15,7 @@
 //!       11                                        firewall mark
 //!       15                                        link of retired entries
 //!
-//!  control   deadline:32 | flags:8 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
+//!  control   deadline:32 | spare:4 | touches:4 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
 //!  runtime   destination id:32 | client hop:16 | spare:16
 //!  ports     client:16 | virtual:16 | destination:16 | client:16
 //!  template  of a connection: generation:32 | slot + 1:32; of a template: generation:32 | connections controlled:32
@@ -75,6 +75,9 @@ const DESTINATION_V6: u64 = 1 << 5;
 const METHOD_SHIFT: u32 = 6;
 const PROTOCOL_SHIFT: u32 = 8;
 const STATE_SHIFT: u32 = 16;
+const TOUCHES_SHIFT: u32 = 24;
+/// Counted up to here.
+const TOUCHES_MAX: u8 = 15;
 const DEADLINE_SHIFT: u32 = 32;
 
 /// The control word.
@@ -210,6 +213,20 @@ impl Control {
         Control(self.0 & !(0xff << STATE_SHIFT) | (state as u64) << STATE_SHIFT)
     }
 
+    /// How often state or deadline were written since the entry began; counted up to 15.
+    pub fn touches(self) -> u8 {
+        (self.0 >> TOUCHES_SHIFT) as u8 & TOUCHES_MAX
+    }
+
+    #[inline]
+    pub fn touched(self) -> Control {
+        if self.touches() < TOUCHES_MAX {
+            Control(self.0 + (1 << TOUCHES_SHIFT))
+        } else {
+            self
+        }
+    }
+
     pub fn retired(self) -> Control {
         Control(self.0 | RETIRED)
     }
@@ -230,8 +247,8 @@ impl Control {
             (Some(Kind::Connection), _) => state.is_some(),
         };
         let method_fits = self.0 >> METHOD_SHIFT & 3 < 3;
-        let flags_fit = self.0 >> 24 & 0xff == 0;
-        state_fits && method_fits && flags_fit
+        let spare_fits = self.0 >> 28 & 0xf == 0;
+        state_fits && method_fits && spare_fits
     }
 }
 
@@ -277,6 +294,10 @@ mod tests {
                 assert_eq!((c.state(), c.deadline()), (State::CloseWait, Tick(0xdead_beef)));
                 let d = c.with_state(State::Close).with_deadline(Tick(7));
                 assert_eq!((d.state(), d.deadline(), d.method()), (State::Close, Tick(7), method));
+                let touched = (0..20).fold(d, |control, _| control.touched());
+                assert_eq!((d.touches(), d.touched().touches(), touched.touches()), (0, 1, 15));
+                assert_eq!(Control(touched.0 & !(15 << 24)), d);
+                assert!(touched.is_sound());
                 assert_eq!(c.retired().kind(), None);
                 assert_eq!(c.retired().kind_before(), Some(Kind::Connection));
                 assert_eq!(c.retired().deadline(), c.deadline());
@@ -299,7 +320,7 @@ mod tests {
         assert!(!sound.with_state(State::Established).is_sound(), "a TCP state on UDP");
         assert!(!Control(sound.0 | 0xff << 16).is_sound(), "no such state");
         assert!(!Control(sound.0 | 3 << 6).is_sound(), "no such method");
-        assert!(!Control(sound.0 | 1 << 24).is_sound(), "flags that nobody sets");
+        assert!(!Control(sound.0 | 1 << 28).is_sound(), "bits that nobody sets");
         assert!(!Control(0).is_sound() && !Control(TAIL_MARK).is_sound() && !sound.retired().is_sound());
     }
 }

@@ -23,6 +23,7 @@
 //!
 //! Limits: capacity up to [`CAPACITY_MAX`] slots, chosen at creation; nothing is allocated afterwards.
 
+mod drop_entry;
 mod entries;
 mod entry;
 mod epoch;
@@ -42,6 +43,7 @@ pub mod udp;
 #[cfg(test)]
 mod tests;
 
+pub use drop_entry::EntryDropper;
 pub use entries::{Entries, EntriesError, boot_id, is_tmpfs};
 pub use entry::{Connection, EntryRef, Hit};
 pub use expire::SweepReport;

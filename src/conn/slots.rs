@@ -203,6 +203,11 @@ impl Slots {
         self.taken.0.load(Ordering::Relaxed) + width(wide) > self.capacity
     }
 
+    /// Slots of the capacity that are not taken.
+    pub fn left(&self) -> u32 {
+        self.capacity.saturating_sub(self.taken.0.load(Ordering::Relaxed))
+    }
+
     /// Takes the slot of a recovered entry. Only before any worker runs. `false`: beyond the capacity, or not free.
     pub fn claim(&self, slot: u32, wide: bool) -> bool {
         let bits = mask(wide) << (slot % CHUNK);
@@ -219,8 +224,7 @@ impl Slots {
     #[cold]
     fn refill(&self, cache: &Cache, hand: &Hand, wide: bool) -> Option<u64> {
         let need = width(wide);
-        let left = self.capacity.saturating_sub(self.taken.0.load(Ordering::Relaxed));
-        let quota = if left > PLENTY * self.caches.len() as u32 {
+        let quota = if self.left() > PLENTY * self.caches.len() as u32 {
             CHUNK
         } else {
             need

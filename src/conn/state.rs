@@ -112,10 +112,11 @@ impl StateChange {
     }
 }
 
-/// How long each state lasts, ready for the workers: ticks by state number.
+/// How long each state lasts, ready for the workers: ticks by state number. And which state comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimeoutTable {
     ticks: [u32; 16],
+    secure_tcp: bool,
 }
 
 impl TimeoutTable {
@@ -131,7 +132,32 @@ impl TimeoutTable {
             };
             ticks[*state as usize] = ticks_of_seconds(seconds);
         }
-        TimeoutTable { ticks }
+        TimeoutTable {
+            ticks,
+            secure_tcp: false,
+        }
+    }
+
+    /// With the stricter rules of `secure_tcp` for TCP, or without.
+    pub fn with_secure_tcp(self, secure_tcp: bool) -> TimeoutTable {
+        TimeoutTable { secure_tcp, ..self }
+    }
+
+    /// The state after a packet.
+    #[inline]
+    pub fn next(
+        &self,
+        state: State,
+        protocol: Protocol,
+        method: Method,
+        direction: Direction,
+        flags: TcpFlags,
+    ) -> State {
+        if self.secure_tcp && protocol == Protocol::TCP {
+            tcp::next_secure(state, tcp::Sides::of(method, direction), flags)
+        } else {
+            state.next(protocol, method, direction, flags)
+        }
     }
 
     /// Ticks that a connection in this state lasts without a packet.

@@ -103,6 +103,11 @@ impl ConnectionTable {
         self.slots.used()
     }
 
+    /// Slots that are not taken.
+    pub fn free(&self) -> u32 {
+        self.slots.left()
+    }
+
     /// Bytes of memory: entries, index and all else.
     pub fn bytes(&self) -> usize {
         let chunks = size_of_val(&self.chunks[..]);
@@ -275,7 +280,7 @@ impl ConnectionTable {
         loop {
             seen.kind()?;
             let (to, deadline) = next(seen.state());
-            let new = seen.with_state(to).with_deadline(deadline);
+            let new = seen.with_state(to).with_deadline(deadline).touched();
             match word.compare_exchange(seen.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => {
                     if deadline < seen.deadline() {

@@ -5,8 +5,8 @@
 
 use super::State;
 use super::State::{
-    Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI, SynRecv as SR,
-    SynSent as SS, TimeWait as TW,
+    Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI, SynAck as SA,
+    SynRecv as SR, SynSent as SS, TimeWait as TW,
 };
 use super::layout::Direction;
 use crate::packet::TcpFlags;
@@ -42,6 +42,10 @@ const FIN: usize = 1;
 const ACK: usize = 2;
 const RST: usize = 3;
 const NOTHING: usize = 4;
+const SYN_EVENT: u8 = SYN as u8;
+const FIN_EVENT: u8 = FIN as u8;
+const ACK_EVENT: u8 = ACK as u8;
+const RST_EVENT: u8 = RST as u8;
 
 /// Event by the low five flag bits (PSH is among them and changes nothing).
 const EVENTS: [u8; 32] = {
@@ -105,6 +109,23 @@ pub fn next(state: State, sides: Sides, flags: TcpFlags) -> State {
     match row.get(state as usize) {
         Some(next) => *next,
         None => State::Close, // a UDP state: no such entry exists
+    }
+}
+
+/// The same with `secure_tcp`: what a client alone sends establishes nothing where its server is seen too. The server's
+/// SYN makes SYN_RECV a SYNACK, and only its next segment ends that (or the client's RST). Where the server is not seen, a SYN
+/// leads to SYNACK at once.
+#[inline]
+pub fn next_secure(state: State, sides: Sides, flags: TcpFlags) -> State {
+    let event = EVENTS[(flags.0 & 31) as usize];
+    match (sides, event, state) {
+        (Sides::Client, ACK_EVENT, SR) => SR,
+        (Sides::Client, SYN_EVENT | FIN_EVENT | ACK_EVENT, SA) => SA,
+        (Sides::Client, RST_EVENT, SA) => CL,
+        (Sides::Server, SYN_EVENT, SR | SA) => SA,
+        (Sides::ClientOnly, SYN_EVENT, SR | ES | SS) => next(state, sides, flags),
+        (Sides::ClientOnly, SYN_EVENT, _) => SA,
+        _ => next(state, sides, flags),
     }
 }
 
@@ -219,12 +240,62 @@ mod tests {
     }
 
     #[test]
+    fn every_recorded_state_with_secure_tcp() {
+        const OPEN: &str = "c:S s:SA c:A";
+        let mut checked = 0;
+        for line in RECORDED.lines() {
+            let Some((how, after)) = line
+                .trim()
+                .strip_prefix("secure_tcp=3: ")
+                .and_then(|rest| rest.split_once(' '))
+            else {
+                continue;
+            };
+            let segments = match how {
+                "SYN_RECV(S)" => "c:S".to_owned(),
+                "SYN_RECV(S,SA)" => "c:S s:SA".to_owned(),
+                "ESTABLISHED" => OPEN.to_owned(),
+                "CLOSE_WAIT?(cFIN)" => format!("{OPEN} c:FA"),
+                "FIN_WAIT?(sFIN)" => format!("{OPEN} s:FA"),
+                "TIME_WAIT(cFIN,sFIN)" => format!("{OPEN} c:FA s:FA"),
+                "TIME_WAIT(sFIN,cFIN)" => format!("{OPEN} s:FA c:FA"),
+                "CLOSE(cRST)" => format!("{OPEN} c:R"),
+                other => panic!("{other}"),
+            };
+            let expected = outcome(after.trim());
+            let got = segments.split(' ').fold(State::None, |now, text| {
+                let (sides, flags) = segment(text, Method::Masq);
+                next_secure(now, sides, flags)
+            });
+            assert_eq!((got, got.timeout_default_s()), expected, "{how}");
+            checked += 1;
+        }
+        assert_eq!(checked, 8, "the recorded file lost or gained lines");
+    }
+
+    #[test]
+    fn secure_tcp_ends_in_established_all_the_same() {
+        for (method, segments) in [
+            (Method::Masq, "c:S s:SA c:A s:A"),
+            (Method::Route, "c:S c:A"),
+            (Method::Tunnel, "c:S c:S c:A"),
+        ] {
+            let end = segments.split(' ').fold(State::None, |now, text| {
+                let (sides, flags) = segment(text, method);
+                next_secure(now, sides, flags)
+            });
+            assert_eq!(end, State::Established, "{method:?}");
+        }
+    }
+
+    #[test]
     fn plain_segments_leave_established_alone() {
         for bits in 0..=255 {
             let f = TcpFlags(bits);
             for sides in [Sides::Client, Sides::Server, Sides::ClientOnly] {
                 if is_plain(f) {
                     assert_eq!(next(State::Established, sides, f), State::Established);
+                    assert_eq!(next_secure(State::Established, sides, f), State::Established);
                 }
             }
         }

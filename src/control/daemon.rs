@@ -21,6 +21,7 @@ use super::server::{Answering, Asked};
 use super::state::State;
 use super::statistics::ESTIMATOR_PERIOD_MS;
 use super::store::Saved;
+use crate::conn::TimeoutTable;
 use crate::io::netlink::follow::NetworkEvent;
 use crate::service::ServiceKey;
 use crate::table::{Interface, LocalAddresses, Table};
@@ -310,6 +311,7 @@ impl<'a, O: Outside> Control<'a, O> {
     /// Makes a new state live. `Some(reason)`: the filter would not have it, and all is as before.
     fn commit(&mut self, after: State) -> Result<Option<String>, Stuck> {
         let before = std::mem::replace(&mut self.state, after);
+        self.registry.settle_modes(&mut self.state);
         let rules_changed = self.registry.update(&before, &self.state, &mut self.outside);
         self.settle();
         let Some(reason) = self.go_live(rules_changed)? else {
@@ -473,7 +475,27 @@ impl<'a, O: Outside> Control<'a, O> {
         {
             log::error!("the filter does not forget removed destinations: {reason}");
         }
+        self.defend()?;
         (self.watchdog)();
+        Ok(())
+    }
+
+    /// The defences against overload follow what is left of memory and connection table.
+    fn defend(&mut self) -> Result<(), Stuck> {
+        let supplies = self.outside.supplies();
+        let before = self.registry.defence(&self.state);
+        if self.registry.defend(&mut self.state, supplies) {
+            self.publish()?;
+        }
+        let defence = self.registry.defence(&self.state);
+        if defence.at_work() != before.at_work() {
+            let [entries, packets, secure] = defence.at_work().map(|works| if works { "at work" } else { "at rest" });
+            log::warn!("drop_entry {entries}, drop_packet {packets}, secure_tcp {secure}: {supplies:?}");
+        }
+        if defence.drop_entry {
+            let timeouts = TimeoutTable::new(&self.state.timeouts);
+            self.outside.drop_entries(self.registry.destinations(), &timeouts);
+        }
         Ok(())
     }
 }

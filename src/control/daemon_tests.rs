@@ -19,7 +19,7 @@ use crate::dataplane::counters::FrameCounts;
 use crate::io::filter::Rule;
 use crate::packet::{FlowKey, Mac};
 use crate::scheduler::{Candidate, Schedule};
-use crate::table::{self, Destination, InterfaceId, NextHop, Reach};
+use crate::table::{self, Destination, InterfaceId, NextHop, Reach, Supplies};
 
 /// What happened outside, and how the outside behaves.
 struct World {
@@ -33,6 +33,7 @@ struct World {
     filter_full: bool,
     stuck: bool,
     interface_is_back: bool,
+    supplies: Supplies,
 }
 
 #[derive(Clone)]
@@ -134,6 +135,14 @@ impl Outside for Fake {
         self.0.borrow_mut().log.push("sweep".to_owned());
     }
 
+    fn supplies(&self) -> Supplies {
+        self.0.borrow().supplies
+    }
+
+    fn drop_entries(&mut self, _: &[Option<Arc<Destination>>], _: &TimeoutTable) {
+        self.0.borrow_mut().log.push("drop entries".to_owned());
+    }
+
     fn connections(&self) -> ListConnections {
         Box::new(Vec::new)
     }
@@ -184,6 +193,7 @@ impl Fixture {
             filter_full: false,
             stuck: false,
             interface_is_back: false,
+            supplies: Supplies::default(),
         }));
         let registry = Registry::new(2, first);
         let control = Control::new(State::default(), registry, Fake(world.clone()));
@@ -473,6 +483,52 @@ fn the_loop_ends_by_request_and_by_signal() {
     };
     let ending = fixture.control.run(events).unwrap();
     assert!(!ending.keep && ending.answering.is_none());
+}
+
+/// Goal: the automatic defences begin and end with the pressure, and read so. How: a second, with less and more left.
+#[test]
+fn defences_follow_what_is_left() {
+    let mut fixture = Fixture::new();
+    let settings = ["drop_entry", "drop_packet", "secure_tcp"];
+    fixture.config(&format!("[sysctl]\n{} = 1\n", settings.join(" = 2\n")));
+    let read = |fixture: &mut Fixture| {
+        settings.map(|name| match fixture.ask(Request::Sysctl { name: name.to_owned() }) {
+            Reply::Sysctl { value } => value,
+            other => panic!("{other:?}"),
+        })
+    };
+    let second = |fixture: &mut Fixture, slots_free| {
+        fixture.world.borrow_mut().supplies = Supplies {
+            slots: 1024,
+            slots_free,
+            ..Supplies::default()
+        };
+        fixture.world.borrow_mut().now_ms += 1000;
+        fixture.control.tick().unwrap();
+        fixture.log()
+    };
+    assert_eq!(read(&mut fixture), ["1", "1", "1"], "nothing is short, so 2 is 1");
+    fixture.log();
+    assert_eq!(second(&mut fixture, 500), ["sweep"]);
+    assert_eq!(second(&mut fixture, 48), ["sweep", "table of 0", "drop entries"]);
+    let defence = |fixture: &Fixture| fixture.world.borrow().table.defence;
+    let at_work = table::Defence {
+        drop_entry: true,
+        drop_rate: 4,
+        secure_tcp: true,
+    };
+    assert_eq!(defence(&fixture), at_work);
+    assert_eq!(read(&mut fixture), ["2", "2", "2"]);
+    assert_eq!(second(&mut fixture, 48), ["sweep", "drop entries"], "as before");
+    assert_eq!(second(&mut fixture, 64), ["sweep", "table of 0"]);
+    assert_eq!(defence(&fixture), table::Defence::default());
+    assert_eq!(read(&mut fixture), ["1", "1", "1"]);
+    // A mode that is set meanwhile counts at once.
+    second(&mut fixture, 0);
+    fixture.config("[sysctl]\ndrop_packet = 1\n");
+    assert_eq!(defence(&fixture).drop_rate, 1);
+    fixture.config("[sysctl]\ndrop_packet = 3\nam_droprate = 5\n");
+    assert_eq!((defence(&fixture).drop_rate, defence(&fixture).drop_entry), (5, false));
 }
 
 /// From the client's socket to the saved file, with the loop in between.

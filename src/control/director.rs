@@ -13,16 +13,17 @@ use super::outside::{ListConnections, Outside, Stuck};
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::{InterfaceReport, Report};
-use crate::conn::{Connection, ConnectionTable, Tick};
+use crate::conn::{Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable};
 use crate::dataplane::counters::{FrameCounts, WorkerShared};
 use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand};
 use crate::io::bpf::BpfError;
 use crate::io::clock;
 use crate::io::filter::{FilterCounters, FilterMaps, Rule};
+use crate::io::free_memory;
 use crate::io::netlink::Resolver;
 use crate::io::poll::Waker;
 use crate::packet::Mac;
-use crate::table::{self, Destination, Interface, LocalAddresses, Reach, Table};
+use crate::table::{self, Destination, Interface, LocalAddresses, Reach, Supplies, Table};
 
 /// A worker that does not take a new table for so long is stuck.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -110,6 +111,7 @@ pub struct Director {
     maps: FilterMaps,
     connections: Arc<ConnectionTable>,
     resolver: Resolver,
+    dropper: EntryDropper,
     started: Instant,
     network_failed: bool,
 }
@@ -132,6 +134,7 @@ impl Director {
             maps,
             connections,
             resolver,
+            dropper: EntryDropper::new(clock::boot_ns()),
             started: Instant::now(),
             network_failed: false,
         };
@@ -337,6 +340,26 @@ impl Outside for Director {
         let now = Tick::from_boot_ns(clock::boot_ns());
         self.connections
             .sweep(now, SWEEP_BUDGET, &mut |gone| table::count_off(destinations, gone));
+    }
+
+    fn supplies(&self) -> Supplies {
+        Supplies {
+            pages_free: free_memory::pages(),
+            slots: self.connections.capacity().into(),
+            slots_free: self.connections.free().into(),
+        }
+    }
+
+    fn drop_entries(&mut self, destinations: &[Option<Arc<Destination>>], timeouts: &TimeoutTable) {
+        let now = Tick::from_boot_ns(clock::boot_ns());
+        let dropped = self
+            .connections
+            .drop_entries(&mut self.dropper, now, timeouts, &mut |gone| {
+                table::count_off(destinations, gone);
+            });
+        if dropped > 0 {
+            log::debug!("drop_entry: {dropped} connections");
+        }
     }
 
     fn connections(&self) -> ListConnections {

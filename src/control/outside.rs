@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::Report;
+use crate::conn::TimeoutTable;
 use crate::io::filter::Rule;
-use crate::table::{Destination, Interface, LocalAddresses, Table};
+use crate::table::{Destination, Interface, LocalAddresses, Supplies, Table};
 
 /// A worker does not answer. Nothing can be made live any more: the process must end, and the next one takes over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +60,12 @@ pub trait Outside: Routes {
 
     /// Expires connections, and takes them off their destinations' numbers.
     fn sweep(&mut self, destinations: &[Option<Arc<Destination>>]);
+
+    /// What is left of memory and connection table.
+    fn supplies(&self) -> Supplies;
+
+    /// Ends some connections before their time, as drop_entry does once a second.
+    fn drop_entries(&mut self, destinations: &[Option<Arc<Destination>>], timeouts: &TimeoutTable);
 
     /// The connections.
     fn connections(&self) -> ListConnections;

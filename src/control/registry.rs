@@ -7,6 +7,7 @@
 //! [`Registry::update`] takes the difference of two states; what did not change is shared with the table before.
 
 mod counts;
+mod defence;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -18,7 +19,9 @@ use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
 use crate::scheduler::{self, Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
-use crate::table::{self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Table};
+use crate::table::{
+    self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Supplies, Table,
+};
 
 /// How long an idle removed destination can still be revived (IP_VS_DEST_TRASH_PERIOD).
 const TRASH_MS: u64 = 120_000;
@@ -57,6 +60,7 @@ pub struct Registry {
     by_key: HashMap<(ServiceKey, DestinationKey), DestinationId>,
     services: HashMap<ServiceKey, LiveService>,
     nat_sources: Arc<NatSources>,
+    supplies: Supplies,
     generation: u64,
     /// Destinations that came with the last change, and were not reached yet.
     awaited: Vec<DestinationId>,
@@ -94,6 +98,7 @@ impl Registry {
             by_key: HashMap::new(),
             services: HashMap::new(),
             nat_sources: Arc::default(),
+            supplies: Supplies::default(),
             generation: 0,
             awaited: Vec::new(),
         }
@@ -192,6 +197,7 @@ impl Registry {
             local,
             timeouts: state.timeouts,
             sysctls: state.sysctls.clone(),
+            defence: self.defence(state),
         }
     }
 

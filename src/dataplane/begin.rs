@@ -38,6 +38,9 @@ impl<'a, D: Driver> Round<'a, D> {
         if self.is_martian(parsed) {
             return Verdict::Drop(DropReason::Martian);
         }
+        if self.dropper.drops(table.defence.drop_rate) {
+            return Verdict::Drop(DropReason::DropPacket);
+        }
         match self.choose(service, &parsed.flow) {
             Ok(choice) if service.one_packet && parsed.flow.protocol == Protocol::UDP => {
                 self.send_once(frame, interface, parsed, &choice)
@@ -229,7 +232,10 @@ impl<'a, D: Driver> Round<'a, D> {
     ) -> Verdict {
         let destination = choice.destination;
         let method = destination.method;
-        let state = State::first(parsed.flow.protocol, method, parsed.tcp_flags);
+        let protocol = parsed.flow.protocol;
+        let state = self
+            .timeouts
+            .next(State::None, protocol, method, Direction::Forward, parsed.tcp_flags);
         let hop = self.hop_of(frame, interface, method);
         let ticks = self.timeouts.ticks(state);
         match self.enter(service, choice, &parsed.flow, (state, ticks), hop) {
@@ -303,6 +309,9 @@ impl<'a, D: Driver> Round<'a, D> {
         let service = table.service(&flow)?;
         if self.is_martian(parsed) {
             return Some(Verdict::Drop(DropReason::Martian));
+        }
+        if self.dropper.drops(table.defence.drop_rate) {
+            return Some(Verdict::Drop(DropReason::DropPacket));
         }
         let choice = match self.choose(service, &flow) {
             Ok(choice) => choice,

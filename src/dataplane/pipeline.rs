@@ -20,6 +20,7 @@ use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
 use crate::packet::parse::{Packet, parse_any, parse_common};
 use crate::packet::{DropReason, Frame, Parsed};
+use crate::table::defence::PacketDropper;
 use crate::table::{Hops, Table};
 
 /// What a frame is.
@@ -73,6 +74,7 @@ pub struct Pipeline {
     generation: u64,
     ids: Identifications,
     errors: ErrorBudget,
+    dropper: PacketDropper,
     long_way_only: bool,
 }
 
@@ -115,6 +117,7 @@ impl Pipeline {
             generation: 0,
             ids,
             errors: ErrorBudget::default(),
+            dropper: PacketDropper::default(),
             long_way_only: false,
         }
     }
@@ -157,6 +160,7 @@ impl Pipeline {
             counts: &mut self.counts,
             ids: &mut self.ids,
             errors: &mut self.errors,
+            dropper: &mut self.dropper,
             driver,
         };
         for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
@@ -193,7 +197,7 @@ impl Pipeline {
     fn follow(&mut self, table: &Table) {
         if self.generation != table.generation {
             self.generation = table.generation;
-            self.timeouts = TimeoutTable::new(&table.timeouts);
+            self.timeouts = TimeoutTable::new(&table.timeouts).with_secure_tcp(table.defence.secure_tcp);
         }
     }
 

@@ -12,6 +12,7 @@ use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::service::Method;
+use crate::table::defence::PacketDropper;
 use crate::table::{Destination, Hops, InterfaceId, Table};
 
 /// What becomes of a frame.
@@ -45,6 +46,7 @@ pub(super) struct Round<'a, D: Driver> {
     pub counts: &'a mut FrameCounts,
     pub ids: &'a mut Identifications,
     pub errors: &'a mut ErrorBudget,
+    pub dropper: &'a mut PacketDropper,
     pub driver: &'a mut D,
 }
 

@@ -9,6 +9,7 @@
 //! | [`decap`] | IP in IP for real servers whose kernel has none |
 //! | [`ethtool`] | queues in use, offloads |
 //! | [`filter`] | which frames are ours: the program in front of the kernel, and what it looks for |
+//! | [`free_memory`] | how much memory the machine has left |
 //! | [`guardian`] | cleaning up after a process that is killed |
 //! | [`liveness`] | which interfaces a living uvs serves |
 //! | [`memory`] | the driver without an outside: tests, fuzzing, benches |
@@ -35,6 +36,7 @@ pub mod clock;
 pub mod decap;
 pub mod ethtool;
 pub mod filter;
+pub mod free_memory;
 pub mod guardian;
 pub mod liveness;
 pub mod memory;

@@ -66,6 +66,8 @@ drop_reasons! {
     TooBig => "too_big",
     /// The connection table is full of established connections.
     TableFull => "table_full",
+    /// It would have begun a connection, and drop_packet was at work.
+    DropPacket => "drop_packet",
     /// A NAT destination's packet that belongs to no connection; never sent on with its private address. With
     /// nat_icmp_send the server got port-unreachable.
     NoConnection => "no_connection",

@@ -4,6 +4,7 @@
 //! destinations that did not change are shared by `Arc`. Live numbers ([`Load`], [`Counters`], scheduler cursors)
 //! hang off it by `Arc` and outlast it.
 
+pub mod defence;
 pub mod hops;
 pub mod local;
 pub mod sysctl;
@@ -18,6 +19,7 @@ use crate::packet::{Family, FlowKey, Mac};
 use crate::scheduler::{Candidate, Load, Schedule};
 use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
 
+pub use defence::{Defence, Supplies};
 pub use hops::{HopId, Hops};
 pub use local::LocalAddresses;
 pub use sysctl::Sysctls;
@@ -39,6 +41,8 @@ pub struct Table {
     pub timeouts: Timeouts,
     /// `net.ipv4.vs.*`.
     pub sysctls: Arc<Sysctls>,
+    /// What of drop_entry, drop_packet and secure_tcp is at work.
+    pub defence: Defence,
 }
 
 /// Services by key, and what follows from them.

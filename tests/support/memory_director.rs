@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use uvs::conn::WorkerId;
-use uvs::conn::{Connection, ConnectionTable, Tick};
+use uvs::conn::{Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable};
 use uvs::control::protocol::Command;
 use uvs::control::registry::{Registry, Routes, build_scheduler};
 use uvs::control::state::State;
@@ -18,7 +18,7 @@ use uvs::dataplane::pipeline::Pipeline;
 use uvs::forward::Identifications;
 use uvs::io::memory::MemoryDriver;
 use uvs::packet::{Frame, Mac, Offload};
-use uvs::table::{Hops, Interface, InterfaceId, LocalAddresses, NextHop, Reach, Table};
+use uvs::table::{Hops, Interface, InterfaceId, LocalAddresses, NextHop, Reach, Supplies, Table};
 
 /// Where clients are.
 pub const CLIENT_SIDE: InterfaceId = InterfaceId(0);
@@ -196,6 +196,31 @@ impl MemoryDirector {
         let now = Tick::from_boot_ns(self.now_ns);
         self.connections
             .sweep(now, usize::MAX / 2, &mut |gone| self.table.count_off(gone));
+    }
+
+    /// So much is left of memory and connection table from now on.
+    #[allow(dead_code, reason = "as above")]
+    pub fn supplies(&mut self, supplies: Supplies) {
+        let mut state = self.state.clone();
+        self.registry.defend(&mut state, supplies);
+        self.change_to(state);
+    }
+
+    /// What `drop_entry` does in this many seconds.
+    #[allow(dead_code, reason = "as above")]
+    pub fn drop_entries(&self, seconds: usize) -> usize {
+        if !self.table.defence.drop_entry {
+            return 0;
+        }
+        let (now, timeouts) = (Tick::from_boot_ns(self.now_ns), TimeoutTable::new(&self.table.timeouts));
+        let mut dropper = EntryDropper::new(1);
+        let mut count_off = |gone: &Connection| self.table.count_off(gone);
+        (0..seconds)
+            .map(|_| {
+                self.connections
+                    .drop_entries(&mut dropper, now, &timeouts, &mut count_off)
+            })
+            .sum()
     }
 
     /// Every connection, in a fixed order.
