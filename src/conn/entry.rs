@@ -1,11 +1,11 @@
 //! An entry as it is used: by a worker through [`EntryRef`], elsewhere as a copy, [`Connection`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::entries::{SLOT_BYTES, Slot};
 use super::layout::{
-    ADDRESSES, CONTROL, Control, Direction, FWMARK, Kind, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_FWMARK, TEMPLATE,
+    ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_OWN, TEMPLATE, own_word,
     runtime_word,
 };
 use super::table::ConnectionTable;
@@ -252,11 +252,14 @@ impl<'t> EntryRef<'t> {
 
     /// The firewall mark of its service; 0 = its service has an address.
     pub fn fwmark(&self) -> u32 {
-        let control = self.control();
-        if control.is_wide() {
-            self.table.slots()[self.number() as usize + 1].words[TAIL_FWMARK].load(Ordering::Relaxed) as u32
+        self.own().load(Ordering::Relaxed) as u32
+    }
+
+    fn own(&self) -> &AtomicU64 {
+        if self.control().is_wide() {
+            &self.table.slots()[self.number() as usize + 1].words[TAIL_OWN]
         } else {
-            self.word(FWMARK) as u32
+            &self.slot.words[OWN]
         }
     }
 
@@ -309,14 +312,20 @@ impl<'t> EntryRef<'t> {
         })
     }
 
-    /// Moves the deadline to `ticks` from now (templates: at each new connection).
-    pub fn rearm(&self, now: Tick, ticks: u32) {
-        let deadline = now.after(ticks);
+    /// A template lasts as long again as it did before: as its service said when it began, or what
+    /// [`last`](EntryRef::last) said.
+    pub fn rearm(&self, now: Tick) {
+        let deadline = now.after((self.own().load(Ordering::Relaxed) >> 32) as u32);
         let control = self.control();
         if deadline.0.wrapping_sub(control.deadline().0) >= REFRESH_TICKS {
             // The state stays, so there is no change to report.
             let _none = self.table.write_touch(self, control, |state| (state, deadline));
         }
+    }
+
+    /// A template lasts this long from now on.
+    pub(super) fn last(&self, ticks: u32) {
+        self.own().store(own_word(ticks, self.fwmark()), Ordering::Relaxed);
     }
 
     /// A copy, or `None` when it is retired.

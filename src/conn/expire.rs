@@ -17,7 +17,7 @@ use super::table::ConnectionTable;
 use super::time::ticks_of_seconds;
 use super::{State, Tick};
 
-/// A template that still controls connections when its time is over lives on this long.
+/// A template that still controls connections when its time is over lasts this long from then on, as in the kernel.
 const TEMPLATE_REARM_TICKS: u32 = ticks_of_seconds(60);
 /// Retired entries that one step takes off the index.
 const GROUP_MAX: usize = 256;
@@ -123,7 +123,8 @@ impl ConnectionTable {
         if control.kind() != Some(Kind::Template) || controlled == 0 {
             return false;
         }
-        entry.rearm(now, TEMPLATE_REARM_TICKS);
+        entry.last(TEMPLATE_REARM_TICKS);
+        entry.rearm(now);
         true
     }
 

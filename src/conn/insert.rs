@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use super::entry::{Connection, EntryRef};
 use super::index::{Hash, Reference, Refused};
 use super::layout::{
-    ADDRESSES, CONTROL, Control, Direction, FWMARK, Kind, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_FWMARK, TAIL_MARK,
-    TEMPLATE, ports_word, runtime_word,
+    ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_MARK, TAIL_OWN, TEMPLATE,
+    own_word, ports_word, runtime_word,
 };
 use super::table::{ConnectionTable, WorkerId};
 use super::{State, Tick};
@@ -58,7 +58,7 @@ pub struct NewTemplate {
     pub destination_id: u32,
     /// Forwarding method of the destination.
     pub method: Method,
-    /// Ticks until it expires.
+    /// Ticks until it expires; and from each new connection on.
     pub timeout_ticks: u32,
     /// Firewall mark of its service; 0 = its service has an address.
     pub fwmark: u32,
@@ -85,7 +85,7 @@ struct Draft<'a> {
     state: State,
     deadline: Tick,
     runtime: u64,
-    fwmark: u32,
+    own: u64,
     template: u64,
 }
 
@@ -133,7 +133,7 @@ impl ConnectionTable {
             state: new.state,
             deadline: now.after(new.timeout_ticks),
             runtime: runtime_word(new.destination_id, new.client_hop),
-            fwmark: new.fwmark,
+            own: own_word(0, new.fwmark),
             template: new.template.map_or(0, |t| t.control_word()),
         };
         if let Some(template) = new.template {
@@ -163,7 +163,7 @@ impl ConnectionTable {
             state: State::None,
             deadline: now.after(new.timeout_ticks),
             runtime: runtime_word(new.destination_id, 0),
-            fwmark: new.fwmark,
+            own: own_word(new.timeout_ticks, new.fwmark),
             template: (generation as u64) << 32,
         };
         let hash = self.hash_as(Kind::Template, &new.key);
@@ -262,7 +262,7 @@ impl ConnectionTable {
             };
             set(ADDRESSES, flow.addresses[0]);
             set(ADDRESSES + 1, destination << 32 | flow.addresses[0] >> 32);
-            set(FWMARK, draft.fwmark as u64);
+            set(OWN, draft.own);
             return;
         };
         for (n, address) in flow.addresses.iter().enumerate() {
@@ -276,7 +276,7 @@ impl ConnectionTable {
         set(CONTROL, TAIL_MARK);
         set(TAIL_DESTINATION, (destination >> 64) as u64);
         set(TAIL_DESTINATION + 1, destination as u64);
-        set(TAIL_FWMARK, draft.fwmark as u64);
+        set(TAIL_OWN, draft.own);
     }
 
     /// A slot in a table without any: from the retired ones, or in place of half-open entries.

@@ -8,16 +8,17 @@
 //!       3    template                             template
 //!       4    client << 32 | VIP                   client high        (client << 32 | VIP when they are IPv4)
 //!       5    destination << 32 | client           client low
-//!       6    firewall mark                        VIP high
+//!       6    own                                  VIP high
 //!       7    link of retired entries              VIP low
 //!       8                                         tail mark
 //!       9,10                                      destination (high, low; an IPv4 one in the low)
-//!       11                                        firewall mark
+//!       11                                        own
 //!       15                                        link of retired entries
 //!
 //!  control   deadline:32 | spare:4 | touches:4 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
 //!  runtime   destination id:32 | client hop:16 | spare:16
 //!  ports     client:16 | virtual:16 | destination:16 | client:16
+//!  own       of a template, how long it lasts in ticks:32 | firewall mark:32
 //!  template  of a connection: generation:32 | slot + 1:32; of a template: generation:32 | connections controlled:32
 //! ```
 //!
@@ -35,14 +36,14 @@ pub const RUNTIME: usize = 1;
 pub const PORTS: usize = 2;
 pub const TEMPLATE: usize = 3;
 pub const ADDRESSES: usize = 4;
-/// Narrow entries; in wide ones [`TAIL_FWMARK`].
-pub const FWMARK: usize = 6;
+/// Narrow entries; in wide ones [`TAIL_OWN`].
+pub const OWN: usize = 6;
 /// In the last slot of the entry.
 pub const LINK: usize = 7;
 /// In the tail slot of a wide entry.
 pub const TAIL_DESTINATION: usize = 1;
 /// As above.
-pub const TAIL_FWMARK: usize = 3;
+pub const TAIL_OWN: usize = 3;
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -256,6 +257,12 @@ impl Control {
 #[inline]
 pub fn ports_word(client: u16, virtual_port: u16, destination: u16) -> u64 {
     (client as u64) << 48 | (virtual_port as u64) << 32 | (destination as u64) << 16 | client as u64
+}
+
+/// The own word: how long a template lasts, and the mark of its or a connection's service.
+#[inline]
+pub fn own_word(timeout_ticks: u32, fwmark: u32) -> u64 {
+    (timeout_ticks as u64) << 32 | fwmark as u64
 }
 
 /// Runtime word.

@@ -103,12 +103,11 @@ impl<'a, D: Driver> Round<'a, D> {
                 template: None,
             });
         };
-        let ticks = ticks_of_seconds(persistence.timeout_s);
         if let Some(template) = self.connections.lookup_template(&key) {
             let id = DestinationId(template.destination_id());
             match self.table.destination(id) {
                 Some(destination) if self.template_holds(destination) => {
-                    template.rearm(self.now, ticks);
+                    template.rearm(self.now);
                     return Ok(Choice {
                         id,
                         destination,
@@ -120,6 +119,7 @@ impl<'a, D: Driver> Round<'a, D> {
         }
         let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
         let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
+        let ticks = ticks_of_seconds(persistence.timeout_s);
         self.insert_template(service, key, id, destination, ticks)
     }
 

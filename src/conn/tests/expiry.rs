@@ -167,7 +167,7 @@ fn template(client: u32) -> NewTemplate {
         destination_id: 1,
         method: Method::Masq,
         timeout_ticks: 360 * 16,
-        fwmark: 0,
+        fwmark: 9,
     }
 }
 
@@ -191,6 +191,10 @@ fn a_template_lives_as_long_as_what_it_controls() {
     assert_eq!(template.deadline(), Tick(420 * 16));
     assert_eq!(expired(&table, Tick(420 * 16)), [0; 0]);
     assert_eq!(template.deadline(), Tick(480 * 16));
+    // And so it stays: a new connection gives it 60 s too.
+    template.rearm(Tick(430 * 16));
+    assert_eq!(template.deadline(), Tick(490 * 16));
+    assert_eq!(template.fwmark(), new_template.fwmark);
     assert_eq!(expired(&table, Tick(900 * 16)), [1025]);
     let end = template.deadline();
     assert_eq!(template.read().map(|c| c.controlled), Some(0));
@@ -203,7 +207,7 @@ fn a_template_lives_as_long_as_what_it_controls() {
 fn a_new_connection_re_arms_its_template() {
     let table = ConnectionTable::anonymous(100, 1).unwrap();
     let entry = table.insert_template(W, &template(1), Tick(0), &mut none).unwrap();
-    entry.rearm(Tick(100 * 16), 360 * 16);
+    entry.rearm(Tick(100 * 16));
     assert_eq!(expired(&table, Tick(400 * 16)), [0; 0]);
     assert_eq!(expired(&table, Tick(460 * 16)), [0]);
 }

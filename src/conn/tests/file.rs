@@ -111,6 +111,12 @@ fn everything_is_there_again() {
             assert_eq!(lookup(&table, &back).map(|h| h.direction), Some(Direction::Reply));
         }
     }
+    // A template lasts as long again as its service said when it began.
+    let template = table
+        .lookup_template(&FlowKey::v4(Protocol::IP, 0x0a00_0000, 5, 0))
+        .unwrap();
+    template.rearm(Tick(2000));
+    assert_eq!(template.deadline(), Tick(7000));
     // And they end as they should have.
     let mut ended = 0;
     table.sweep(Tick(1010 + 900 * 16), usize::MAX, &mut |_| ended += 1);
