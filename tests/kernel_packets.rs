@@ -3,6 +3,8 @@
 //! must be the same bytes, but for identifications and what follows from them. What the kernel's own stack answered (resets, echo
 //! replies) must have been handed back.
 
+#[path = "support/deviations.rs"]
+mod deviations;
 #[path = "support/memory_director.rs"]
 mod memory_director;
 #[path = "support/recorded_frame.rs"]
@@ -13,7 +15,7 @@ use recorded_frame::{as_on_a_wire, hex, unhex};
 use serde_json::Value;
 use uvs::packet::{Offload, checksum};
 
-/// Where uvs does something else on purpose, and why.
+/// Where uvs does something else on purpose, and why: those of DEVIATIONS.md.
 const DEVIATIONS: &[(&str, &str)] = &[
     (
         "tcp-doff-beyond",
@@ -69,6 +71,12 @@ fn deviations_are_dropped_with_their_reason() {
         }
         assert!(some, "no vector is about {part}");
     }
+}
+
+#[test]
+fn deviations_are_those_of_the_file() {
+    let here: Vec<&str> = DEVIATIONS.iter().map(|(part, _)| *part).collect();
+    assert_eq!(deviations::packet_cases(), here);
 }
 
 fn director(vector: &Value) -> MemoryDirector {

@@ -178,4 +178,15 @@ fn quiesced_servers_keep_their_clients_unless_told_otherwise() {
         .collect();
     listed.sort_unstable();
     assert_eq!(listed, [(80, 8080, 99), (65_535, 65_535, 89)]);
+    // And then it goes, though a connection that it began lives on: it decides nothing any more.
+    establish(&mut director, client, 1, service);
+    wait(&mut director, 91);
+    assert_eq!(templates(&director).len(), 1);
+    assert_eq!(templates(&director)[0].virtual_address.1, 80);
+    assert!(
+        director
+            .connections()
+            .iter()
+            .any(|entry| entry.state.name() == "ESTABLISHED")
+    );
 }

@@ -10,12 +10,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::Value;
 
+#[path = "support/deviations.rs"]
+mod deviations;
 mod support;
 
 use support::recorded::{Bench, Side, checksums};
 use support::recorded_frame::{as_on_a_wire, hex, unhex};
 
-/// Where uvs deliberately does something else; see ARCHITECTURE.md.
+/// Where uvs deliberately does something else: the cases of DEVIATIONS.md.
 const AGREED: &[(&str, &str)] = &[
     ("tcp-doff-beyond", "a data offset past the end is dropped"),
     ("udp-bad-len", "a UDP length past the end is dropped"),
@@ -23,6 +25,12 @@ const AGREED: &[(&str, &str)] = &[
 
 /// Cases of things that are not built yet.
 const LATER: &[&str] = &["sctp-init"];
+
+#[test]
+fn agreed_cases_are_those_of_the_file() {
+    let here: Vec<&str> = AGREED.iter().map(|(case, _)| *case).collect();
+    assert_eq!(deviations::packet_cases(), here);
+}
 
 #[test]
 fn through_af_xdp() {

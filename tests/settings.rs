@@ -291,3 +291,60 @@ fn secure_tcp_needs_the_server_to_establish() {
         }
     }
 }
+
+#[test]
+fn tunnelled_packets_are_the_local_stacks() {
+    let who = addresses(Family::V4);
+    let syn = tcp(at(who.client, client_port(1)), at(who.vip, 80), "S");
+    // IP in IP to the VIP, as a director in front of this one would send it.
+    let mut outer = syn[..34].to_vec();
+    outer[16..18].copy_from_slice(&((syn.len() - 14 + 20) as u16).to_be_bytes());
+    outer[23] = 4;
+    outer[24..26].fill(0);
+    let sum = uvs::packet::checksum::of(&outer[14..34]);
+    outer[24..26].copy_from_slice(&sum.to_be_bytes());
+    let tunnelled = [&outer[..], &syn[14..]].concat();
+    for value in ["0", "1"] {
+        let mut director = director(Family::V4, "-g");
+        director.sysctl("ignore_tunneled", value);
+        let out = inject(&mut director, &tunnelled);
+        assert_eq!((out.sent.len(), out.handed_back), (0, 1), "{value}");
+        assert!(director.connections().is_empty(), "{value}");
+        assert_eq!(inject(&mut director, &syn).sent.len(), 1, "{value}");
+    }
+}
+
+#[test]
+fn settings_without_effect_change_nothing() {
+    for family in FAMILIES {
+        let who = addresses(family);
+        for method in METHODS {
+            let outcomes = |values: &[(&str, &str)]| {
+                let mut director = director(family, method);
+                director.ipvsadm(&format!("-A -t {} -s rr", at(who.vip, 82)));
+                for (name, value) in values {
+                    director.sysctl(name, value);
+                }
+                let client = at(who.client, client_port(1));
+                let frames = [
+                    (CLIENT_SIDE, tcp(client, at(who.vip, 80), "S")),
+                    (SERVER_SIDE, tcp(at(who.server, 8080), client, "SA")),
+                    (CLIENT_SIDE, tcp(client, at(who.vip, 80), "A")),
+                    (CLIENT_SIDE, udp(client, at(who.vip, 53))),
+                    // No destination is left.
+                    (CLIENT_SIDE, tcp(client, at(who.vip, 82), "S")),
+                ];
+                let out = frames.map(|(side, frame)| director.inject(side, &frame, Offload::default()));
+                format!("{out:?} {:?} {}", director.connections(), director.destinations())
+            };
+            let changed = [
+                ("backup_only", "1"),
+                ("cache_bypass", "1"),
+                ("conntrack", "1"),
+                ("ignore_tunneled", "1"),
+                ("snat_reroute", "0"),
+            ];
+            assert_eq!(outcomes(&changed), outcomes(&[]), "{family:?} {method}");
+        }
+    }
+}

@@ -234,6 +234,7 @@ fn director(method: Method) -> Table {
         local: Arc::new(LocalAddresses::new([VIP.into(), DIRECTOR.into()], [])),
         timeouts: Timeouts::default(),
         sysctls: Arc::default(),
+        defence: Default::default(),
     }
 }
 

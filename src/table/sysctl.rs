@@ -77,37 +77,38 @@ const ANY_MIN: i32 = i32::MIN;
 const ANY_MAX: i32 = i32::MAX;
 
 sysctls! {
-    /// drop_packet 1 and 2: one packet in so many is dropped.
+    /// drop_packet 3: one in so many packets that would begin a connection is dropped.
     am_droprate = 10, ANY_MIN, ANY_MAX;
-    /// Free memory in pages below which the automatic defences begin.
+    /// Free memory in pages below which the automatic defences begin; also of the connection table, 64 slots a page.
     amemthresh = 1024, ANY_MIN, ANY_MAX;
-    /// A backup director does not forward.
+    /// A backup director does not forward; kept, without effect: there is no backup without connection synchronisation.
     backup_only = 0, ANY_MIN, ANY_MAX;
-    /// Forward to the address asked for when no destination is left (transparent caches).
+    /// Forward to the address asked for when no destination is left (transparent caches); kept, without effect: frames to
+    /// addresses that are not the director's own are not taken.
     cache_bypass = 0, ANY_MIN, ANY_MAX;
     /// What a SYN on a connection that is closing does: 0 nothing, else bits 1 and 2 choose a destination anew.
     conn_reuse_mode = 1, ANY_MIN, ANY_MAX;
     /// Netfilter connection tracking of IPVS connections; kept, without effect: there is no netfilter in the way.
     conntrack = 0, ANY_MIN, ANY_MAX;
-    /// Random drop of entries under pressure: 0 off, 1 automatic, 2 automatic and active, 3 always.
+    /// Half-open and idle connections end at random: 0 off, 1 automatic, 2 automatic and at work, 3 always.
     drop_entry = 0, 0, 3;
-    /// Drop of packets under pressure: 0 off, 1 automatic, 2 automatic and active, 3 always.
+    /// Packets that would begin a connection are dropped: 0 off, 1 automatic, 2 automatic and at work, 3 always.
     drop_packet = 0, 0, 3;
     /// A connection whose destination was removed is forgotten at its next packet.
     expire_nodest_conn = 0, ANY_MIN, ANY_MAX;
     /// Persistence templates of destinations of weight 0 no longer win.
     expire_quiescent_template = 0, ANY_MIN, ANY_MAX;
-    /// IPIP packets to a service are not looked into.
+    /// What came in a tunnel is not balanced; kept, without effect: it never is.
     ignore_tunneled = 0, ANY_MIN, ANY_MAX;
-    /// A NAT destination's packet that belongs to no connection is answered by ICMP port unreachable.
+    /// A NAT destination's packet that belongs to no connection, dropped anyway, is answered by ICMP port unreachable.
     nat_icmp_send = 0, ANY_MIN, ANY_MAX;
     /// Packets too big for a tunnel are answered by ICMP instead of being fragmented.
     pmtu_disc = 1, ANY_MIN, ANY_MAX;
     /// Rates are estimated.
     run_estimation = 1, ANY_MIN, ANY_MAX;
-    /// ICMP without a connection is scheduled.
+    /// An ICMP error about no known connection begins one.
     schedule_icmp = 0, ANY_MIN, ANY_MAX;
-    /// Stricter TCP states under pressure: 0 off, 1 automatic, 2 automatic and active, 3 always.
+    /// Stricter TCP states: 0 off, 1 automatic, 2 automatic and at work, 3 always.
     secure_tcp = 0, 0, 3;
     /// SCTP connections may begin with any chunk.
     sloppy_sctp = 0, ANY_MIN, ANY_MAX;
