@@ -5,6 +5,7 @@
 mod memory_director;
 #[path = "support/packets.rs"]
 mod packets;
+mod support;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -347,4 +348,60 @@ fn settings_without_effect_change_nothing() {
             assert_eq!(outcomes(&changed), outcomes(&[]), "{family:?} {method}");
         }
     }
+}
+
+/// Goal: the running daemon measures, defends and says so. How: in a namespace, with a threshold that no machine's memory reaches.
+#[test]
+fn a_running_director_defends_itself_at_run_time() {
+    use support::{Layout, Method, Plan};
+    let plan = Plan {
+        servers: 1,
+        ..Plan::new(Layout::OneSegment)
+    };
+    let Some(mut s) = support::scenario("defences", plan) else {
+        return;
+    };
+    let (method, family) = (Method::Masq, Family::V4);
+    s.offer(method, family).expect("a VIP");
+    s.start(&[]).expect("uvs run");
+    s.add_service(method, family, "-s rr").expect("a service");
+    let sysctl = |s: &mut support::Scenario, arguments: &[&str]| -> String {
+        let director = s.director().expect("a director");
+        let output = director
+            .output(&[&["sysctl"], arguments].concat())
+            .expect("uvs sysctl runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let reads = |s: &mut support::Scenario, wanted: &str| {
+        let start = std::time::Instant::now();
+        loop {
+            let text = sysctl(s, &["net.ipv4.vs.drop_packet"]);
+            if text.trim().ends_with(wanted) {
+                return;
+            }
+            assert!(start.elapsed().as_secs() < 5, "not {wanted}: {text}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    sysctl(&mut s, &["-w", "net.ipv4.vs.drop_packet=1"]);
+    sysctl(&mut s, &["-w", "net.ipv4.vs.secure_tcp=1"]);
+    s.request(method, family).expect("nothing is short");
+    let mut open = s.connect(method, family, None).expect("a connection");
+    sysctl(&mut s, &["-w", "net.ipv4.vs.amemthresh=2147483647"]);
+    reads(&mut s, "= 2");
+    // Of so many missing pages, every new connection goes; those that live stay.
+    s.request(method, family).expect_err("dropped");
+    open.get("/").expect("an answer on the open connection");
+    let counts = support::assert_balanced(&mut s);
+    assert!(
+        counts.dropped.get("drop_packet").is_some_and(|count| *count > 0),
+        "{counts}"
+    );
+    sysctl(&mut s, &["-w", "net.ipv4.vs.drop_packet=0"]);
+    s.request(method, family).expect("an answer with secure_tcp");
+    sysctl(&mut s, &["-w", "net.ipv4.vs.drop_packet=2"]);
+    sysctl(&mut s, &["-w", "net.ipv4.vs.amemthresh=1024"]);
+    reads(&mut s, "= 1");
+    s.request(method, family).expect("an answer");
 }
