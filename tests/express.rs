@@ -28,10 +28,19 @@ fn both_ways_are_one() {
     let mut translated: Vec<Option<Vec<u8>>> = vec![None; CLIENTS];
     let mut plain = 0;
     for step in 0..STEPS {
-        if random.one_in(2000) {
-            let value = random.of(&["0", "1"]);
-            short.sysctl("pmtu_disc", value);
-            long.sysctl("pmtu_disc", value);
+        if random.one_in(500) {
+            let (name, value) = random.of(&[
+                ("pmtu_disc", "0"),
+                ("pmtu_disc", "1"),
+                ("secure_tcp", "0"),
+                ("secure_tcp", "3"),
+                ("drop_packet", "0"),
+                ("drop_packet", "3"),
+                ("nat_icmp_send", "0"),
+                ("nat_icmp_send", "1"),
+            ]);
+            short.sysctl(name, value);
+            long.sysctl(name, value);
         }
         if random.one_in(3000) {
             for lines in [

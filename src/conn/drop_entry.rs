@@ -45,7 +45,7 @@ impl EntryDropper {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        ((self.random >> 32) * end as u64 >> 32) as u32
+        (((self.random >> 32) * end as u64) >> 32) as u32
     }
 
     fn takes(&mut self, entry: &EntryRef<'_>, now: Tick, timeouts: &TimeoutTable) -> bool {
