@@ -139,6 +139,18 @@ fn by(driver: &str) {
     assert_eq!((seen.len(), seen[0].0), (1, Side::Client));
     let answer = &seen[0].1;
     assert!(answer[23] == 132 || answer[34..36] == [3, 2], "{answer:?}");
+    // Rules come back as they were saved; an association lives on meanwhile.
+    let saved = bench.director.ipvsadm("-Sn").unwrap();
+    let expected = "-A --sctp-service 10.200.1.1:3868 -s rr\n\
+                    -a --sctp-service 10.200.1.1:3868 -r 172.16.0.11:9900 -m -w 1\n";
+    assert!(saved.starts_with(expected), "{saved}");
+    let before = bench.director.ipvsadm("-Lnc").unwrap().lines().count();
+    bench.ipvsadm("-C");
+    for line in saved.lines() {
+        bench.ipvsadm(line);
+    }
+    assert_eq!(bench.director.ipvsadm("-Sn").unwrap(), saved);
+    assert_eq!(bench.director.ipvsadm("-Lnc").unwrap().lines().count(), before);
     let statistics = bench.director.statistics().unwrap();
     assert_eq!(statistics["frames"]["dropped"]["total"], 0, "{statistics}");
     assert_eq!(statistics["frames"]["handed_back"], 1, "{statistics}");
