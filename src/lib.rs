@@ -2,7 +2,7 @@
 //!
 //! Words are IPVS's: a **virtual service** (address, port) is served by **destinations** (real servers), to which a **forwarding
 //! method** (Route, Masq, Tunnel) takes the packets of a **connection**; the **scheduler** chooses the destination of a new one.
-//! An **interface** is a network interface; a **port** is a TCP or UDP port.
+//! An **interface** is a network interface; a **port** is a TCP, UDP or SCTP port.
 //!
 //! # Layers
 //!

@@ -10,7 +10,7 @@ use super::layout::{
 };
 use super::table::ConnectionTable;
 use super::{State, StateChange, Tick, TimeoutTable, tcp};
-use crate::packet::{Family, FlowKey, Protocol, TcpFlags};
+use crate::packet::{Family, FlowKey, Protocol, Signals};
 use crate::service::Method;
 
 /// A deadline is written again when it moves by this many ticks (0.5 s): so two workers that see the two directions of
@@ -53,15 +53,16 @@ impl<'t> Hit<'t> {
 
     /// As [`EntryRef::touch`].
     #[inline(always)]
-    pub fn touch(&self, flags: TcpFlags, now: Tick, timeouts: &TimeoutTable) -> Option<StateChange> {
+    pub fn touch(&self, signals: impl Into<Signals>, now: Tick, timeouts: &TimeoutTable) -> Option<StateChange> {
+        let signals = signals.into();
         // Most packets by far: data and acknowledgements.
         if self.seen.is_established_tcp()
-            && tcp::is_plain(flags)
+            && tcp::is_plain(signals.tcp_flags)
             && !self.is_due(now.after(timeouts.ticks(State::Established)))
         {
             return None;
         }
-        self.entry.touch_seen(self.seen, self.direction, flags, now, timeouts)
+        self.entry.touch_seen(self.seen, self.direction, signals, now, timeouts)
     }
 }
 
@@ -284,11 +285,11 @@ impl<'t> EntryRef<'t> {
     pub fn touch(
         &self,
         direction: Direction,
-        flags: TcpFlags,
+        signals: impl Into<Signals>,
         now: Tick,
         timeouts: &TimeoutTable,
     ) -> Option<StateChange> {
-        self.touch_seen(self.control(), direction, flags, now, timeouts)
+        self.touch_seen(self.control(), direction, signals.into(), now, timeouts)
     }
 
     #[inline(never)]
@@ -296,18 +297,18 @@ impl<'t> EntryRef<'t> {
         self,
         control: Control,
         direction: Direction,
-        flags: TcpFlags,
+        signals: Signals,
         now: Tick,
         timeouts: &TimeoutTable,
     ) -> Option<StateChange> {
         let from = control.state();
-        let to = timeouts.next(from, control.protocol(), control.method(), direction, flags);
+        let to = timeouts.next(from, control.protocol(), control.method(), direction, signals);
         let deadline = now.after(timeouts.ticks(to));
         if from == to && deadline.0.wrapping_sub(control.deadline().0) < REFRESH_TICKS {
             return None;
         }
         self.table.write_touch(&self, control, |state| {
-            let to = timeouts.next(state, control.protocol(), control.method(), direction, flags);
+            let to = timeouts.next(state, control.protocol(), control.method(), direction, signals);
             (to, now.after(timeouts.ticks(to)))
         })
     }

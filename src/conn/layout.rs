@@ -240,12 +240,10 @@ impl Control {
     /// Everything in it can have been written by us; anything else is damage.
     pub fn is_sound(self) -> bool {
         let state = State::from_bits((self.0 >> STATE_SHIFT) as u8);
-        let state_fits = match (self.kind(), self.protocol()) {
-            (None, _) => false,
-            (Some(Kind::Template), _) => state == Some(State::None),
-            (Some(Kind::Connection), Protocol::TCP) => state.is_some_and(|s| s != State::Udp),
-            (Some(Kind::Connection), Protocol::UDP) => state == Some(State::Udp),
-            (Some(Kind::Connection), _) => state.is_some(),
+        let state_fits = match self.kind() {
+            None => false,
+            Some(Kind::Template) => state == Some(State::None),
+            Some(Kind::Connection) => state.is_some_and(|state| state.is_of(self.protocol())),
         };
         let method_fits = self.0 >> METHOD_SHIFT & 3 < 3;
         let spare_fits = self.0 >> 28 & 0xf == 0;
@@ -325,6 +323,10 @@ mod tests {
         );
         assert!(sound.is_sound());
         assert!(!sound.with_state(State::Established).is_sound(), "a TCP state on UDP");
+        assert!(
+            !sound.with_state(State::SctpEstablished).is_sound(),
+            "an SCTP state on UDP"
+        );
         assert!(!Control(sound.0 | 0xff << 16).is_sound(), "no such state");
         assert!(!Control(sound.0 | 3 << 6).is_sound(), "no such method");
         assert!(!Control(sound.0 | 1 << 28).is_sound(), "bits that nobody sets");

@@ -1,4 +1,4 @@
-//! The connection table: entries, TCP and UDP states, persistence templates, expiry.
+//! The connection table: entries, TCP, UDP and SCTP states, persistence templates, expiry.
 //!
 //! All workers share one [`ConnectionTable`] of fixed capacity. Two memories make it up:
 //!
@@ -32,6 +32,7 @@ mod index;
 mod insert;
 mod layout;
 mod recover;
+pub mod sctp;
 mod slots;
 pub mod state;
 mod steady;

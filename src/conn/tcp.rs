@@ -3,38 +3,13 @@
 //! A NAT connection is seen from both sides; Route and Tunnel show the client's packets only, and have a table of
 //! their own. Neither checks sequence numbers.
 
-use super::State;
 use super::State::{
     Close as CL, CloseWait as CW, Established as ES, FinWait as FW, LastAck as LA, Listen as LI, SynAck as SA,
     SynRecv as SR, SynSent as SS, TimeWait as TW,
 };
-use super::layout::Direction;
+use super::state::{Sides, State};
 use crate::packet::TcpFlags;
 use crate::service::Method;
-
-/// Who sent a packet, and whether the other side's packets are seen at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Sides {
-    /// Client, and the server's packets are seen too (NAT).
-    Client = 0,
-    /// Server (NAT).
-    Server = 1,
-    /// Client, the only one that is seen (Route, Tunnel).
-    ClientOnly = 2,
-}
-
-impl Sides {
-    /// By method and direction.
-    #[inline]
-    pub fn of(method: Method, direction: Direction) -> Sides {
-        match (method, direction) {
-            (_, Direction::Reply) => Sides::Server,
-            (Method::Masq, Direction::Forward) => Sides::Client,
-            (_, Direction::Forward) => Sides::ClientOnly,
-        }
-    }
-}
 
 /// What of a segment matters, strongest first: RST, SYN, FIN, ACK.
 const SYN: usize = 0;
@@ -165,6 +140,7 @@ pub fn reusable(state: State, method: Method, flags: TcpFlags, conn_reuse_mode: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conn::Direction;
 
     /// Why: the recorded matrix is the law. How: `tests/kernel/tcp-states.txt` holds the kernel's answers, one start
     /// state a heading (reached by the segments in its parentheses), one event a line.

@@ -8,7 +8,7 @@ use super::related::Receiver;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::ticks_of_seconds;
 use crate::conn::{
-    Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State, tcp,
+    Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State, sctp, tcp,
 };
 use crate::forward::icmp;
 use crate::packet::quote::Quote;
@@ -32,8 +32,10 @@ impl<'a, D: Driver> Round<'a, D> {
         let Some(service) = table.service(&parsed.flow) else {
             return self.unserved(frame, interface, parsed);
         };
-        if parsed.flow.protocol == Protocol::TCP && !self.may_begin(parsed) {
-            return Verdict::HandBack;
+        match self.may_begin(parsed) {
+            Ok(true) => {}
+            Ok(false) => return Verdict::HandBack,
+            Err(reason) => return Verdict::Drop(reason),
         }
         if self.is_martian(parsed) {
             return Verdict::Drop(DropReason::Martian);
@@ -71,11 +73,15 @@ impl<'a, D: Driver> Round<'a, D> {
         impossible || self.table.local.contains(&source)
     }
 
-    fn may_begin(&self, parsed: &Parsed) -> bool {
-        if self.table.sysctls.sloppy_tcp != 0 {
-            tcp::may_create_sloppy(parsed.tcp_flags)
-        } else {
-            tcp::may_create(parsed.tcp_flags)
+    /// Whether a packet may begin a connection; if not, the local stack answers it.
+    fn may_begin(&self, parsed: &Parsed) -> Result<bool, DropReason> {
+        let sysctls = &self.table.sysctls;
+        match (parsed.flow.protocol, parsed.chunk) {
+            (Protocol::TCP, _) if sysctls.sloppy_tcp != 0 => Ok(tcp::may_create_sloppy(parsed.tcp_flags)),
+            (Protocol::TCP, _) => Ok(tcp::may_create(parsed.tcp_flags)),
+            (Protocol::SCTP, Some(chunk)) => Ok(sctp::may_create(chunk, sysctls.sloppy_sctp != 0)),
+            (Protocol::SCTP, None) => Err(DropReason::Truncated),
+            _ => Ok(true),
         }
     }
 
@@ -235,7 +241,7 @@ impl<'a, D: Driver> Round<'a, D> {
         let protocol = parsed.flow.protocol;
         let state = self
             .timeouts
-            .next(State::None, protocol, method, Direction::Forward, parsed.tcp_flags);
+            .next(State::None, protocol, method, Direction::Forward, parsed.signals());
         let hop = self.hop_of(frame, interface, method);
         let ticks = self.timeouts.ticks(state);
         match self.enter(service, choice, &parsed.flow, (state, ticks), hop) {

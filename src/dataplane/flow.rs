@@ -9,10 +9,10 @@
 
 use super::driver::Driver;
 use super::round::{Round, Teller, Verdict};
-use crate::conn::{Direction, EntryRef, Guess, Hash, Hit, tcp};
+use crate::conn::{Direction, EntryRef, Guess, Hash, Hit, sctp, tcp};
 use crate::forward::{Outcome, icmp, masq, route, tunnel};
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{ChecksumOffload, DropReason, Family, Frame, Mac, Parsed};
+use crate::packet::{ChecksumOffload, ChunkType, DropReason, Family, Frame, Mac, Parsed, Protocol};
 use crate::service::Method;
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, NextHop, Reach};
 
@@ -54,8 +54,9 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     fn inbound<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
         let entry = hit.entry;
-        // Packets of other protocols have no flags.
-        if tcp::may_create(parsed.tcp_flags) && self.begins_anew(parsed, entry) {
+        // Packets of other protocols have no flags, and no chunk.
+        let may_begin = tcp::may_create(parsed.tcp_flags) || parsed.chunk == Some(ChunkType::INIT);
+        if may_begin && self.begins_anew(parsed, entry) {
             self.forget(entry);
             return self.unknown(frame, interface, parsed);
         }
@@ -68,11 +69,15 @@ impl<D: Driver> Round<'_, D> {
         }
     }
 
-    /// A SYN on an old entry.
+    /// A SYN or an INIT on an old entry.
     #[cold]
     fn begins_anew(&self, parsed: &Parsed, entry: EntryRef<'_>) -> bool {
-        let mode = self.table.sysctls.conn_reuse_mode;
-        tcp::reusable(entry.state(), entry.method(), parsed.tcp_flags, mode) && !entry.is_controlled()
+        let (state, mode) = (entry.state(), self.table.sysctls.conn_reuse_mode);
+        let reusable = match parsed.flow.protocol {
+            Protocol::SCTP => sctp::reusable(state, parsed.chunk, mode),
+            _ => tcp::reusable(state, entry.method(), parsed.tcp_flags, mode),
+        };
+        reusable && !entry.is_controlled()
     }
 
     #[inline(always)]
@@ -85,7 +90,7 @@ impl<D: Driver> Round<'_, D> {
         destination: &Destination,
     ) -> Verdict {
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
-        if let Some(change) = hit.touch(parsed.tcp_flags, self.now, self.timeouts) {
+        if let Some(change) = hit.touch(parsed.signals(), self.now, self.timeouts) {
             change.count_on(&destination.load);
         }
         let method = hit.method();
@@ -240,7 +245,7 @@ impl<D: Driver> Round<'_, D> {
 
     #[inline]
     fn count_reply(&self, parsed: &Parsed, hit: &Hit<'_>) {
-        let change = hit.touch(parsed.tcp_flags, self.now, self.timeouts);
+        let change = hit.touch(parsed.signals(), self.now, self.timeouts);
         let Some(destination) = self.table.destination(DestinationId(hit.entry.destination_id())) else {
             return;
         };

@@ -200,6 +200,7 @@ fn transport_checksum_is_right(bytes: &[u8], parsed: &Parsed) -> bool {
         Protocol::TCP => transport.len(),
         Protocol::UDP if transport[6..8] == [0, 0] => return true,
         Protocol::UDP => u16::from_be_bytes([transport[4], transport[5]]) as usize,
+        Protocol::SCTP => return transport[8..12] == checksum::sctp(transport),
         _ => return true,
     };
     let sum = checksum::pseudo_header(&parsed.flow, len as u32) + checksum::sum(&transport[..len]);

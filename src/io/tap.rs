@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::netns::Namespace;
+use super::virtio;
+use crate::packet::{ChecksumOffload, Offload};
 
 /// Longest frame taken: a merged super-frame with its headers.
 const FRAME_MAX: usize = 65_536 + 64;
@@ -84,6 +86,23 @@ impl FrameSocket {
         }
     }
 
+    /// The same, with the checksum at `start + offset` left to a device, as local stacks do on virtual interfaces.
+    pub fn send_unfinished(&self, frame: &[u8], start: u16, offset: u16) -> io::Result<()> {
+        let checksum = ChecksumOffload::Unfinished { start, offset };
+        let header = virtio::encode(
+            Offload {
+                checksum,
+                segmentation: None,
+            },
+            0,
+        );
+        // What arrives meanwhile gets its header only when it is read.
+        set_option(&self.socket, libc::PACKET_VNET_HDR, &1i32)?;
+        let sent = self.send(&[&header[..], frame].concat());
+        set_option(&self.socket, libc::PACKET_VNET_HDR, &0i32)?;
+        sent
+    }
+
     /// The next frame that arrives, or `None` when the time is over.
     pub fn receive(&mut self, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
         let end = Instant::now() + timeout;
@@ -153,7 +172,7 @@ impl FrameSocket {
 }
 
 fn set_option<T>(socket: &OwnedFd, option: i32, value: &T) -> io::Result<()> {
-    // SAFETY: pointer and length are those of a live value, of the type that `option` takes (the two callers).
+    // SAFETY: pointer and length are those of a live value, of the type that `option` takes (see the callers).
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

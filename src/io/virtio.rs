@@ -22,6 +22,11 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
+/// Where SCTP has its checksum, and nobody else who leaves one unfinished. It is a CRC, which the header cannot say: told to
+/// finish it, the kernel would write an Internet checksum there. So of such a frame nothing is known, and whoever forwards it
+/// finishes it.
+const SCTP_CHECKSUM_OFFSET: u16 = 8;
+
 /// Why a header and its frame make no sense together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadHeader;
@@ -34,7 +39,10 @@ pub fn decode(header: &Header, frame: &[u8]) -> Result<Offload, BadHeader> {
         if start as usize + offset as usize + 2 > frame.len() {
             return Err(BadHeader);
         }
-        ChecksumOffload::Unfinished { start, offset }
+        match offset {
+            SCTP_CHECKSUM_OFFSET => ChecksumOffload::Unknown,
+            _ => ChecksumOffload::Unfinished { start, offset },
+        }
     } else {
         ChecksumOffload::Finished
     };
@@ -139,6 +147,19 @@ mod tests {
             segmentation: None,
         };
         assert_eq!(decode(&encode(plain, 0), &frame), Ok(plain));
+    }
+
+    #[test]
+    fn unfinished_sctp_is_not_the_kernels_to_finish() {
+        let mut frame = vec![0; 14 + 20 + 32];
+        frame[14] = 0x45;
+        let unfinished = Offload {
+            checksum: ChecksumOffload::Unfinished { start: 34, offset: 8 },
+            segmentation: None,
+        };
+        let read = decode(&encode(unfinished, 0), &frame).unwrap();
+        assert_eq!(read, Offload::default());
+        assert_eq!(encode(read, 0)[0], 0, "goes out as it is");
     }
 
     #[test]

@@ -121,31 +121,14 @@ impl Delta {
     }
 }
 
-/// CRC32c (Castagnoli), as SCTP's checksum (RFC 9260 appendix A), of pieces in a row.
-pub fn crc32c(pieces: &[&[u8]]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in pieces.iter().flat_map(|piece| piece.iter()) {
-        crc = crc >> 8 ^ CRC32C[(crc as u8 ^ byte) as usize];
-    }
-    !crc
+/// The checksum of an SCTP packet, whatever its field holds: the CRC32c of all of it with 0 in the field, which is at offset
+/// 8, as it goes there (RFC 9260 section 6.8 and appendix A). The packet has its common header.
+pub fn sctp(packet: &[u8]) -> [u8; 4] {
+    let (before, after) = (&packet[..8], &packet[12..]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]);
+    // The low byte goes first: appendix A has the CRC's bits the other way round in each byte.
+    crc32c::crc32c_append(crc, after).to_le_bytes()
 }
-
-const CRC32C: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        let mut crc = i as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            // 0x82f63b78: the Castagnoli polynomial, bits reversed.
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[i] = crc;
-        i += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {
@@ -177,9 +160,25 @@ mod tests {
         assert_eq!(Delta::NONE.u16(0x5555, 0x3285).apply(0xdd2f), 0x0000);
     }
 
+    /// A second implementation: bit by bit. 0x82f63b78 is the Castagnoli polynomial, bits reversed.
+    fn slow_crc32c(bytes: &[u8]) -> u32 {
+        let bit = |crc: u32, _| (crc >> 1) ^ ((crc & 1) * 0x82f6_3b78);
+        !bytes
+            .iter()
+            .fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ *byte as u32, bit))
+    }
+
     #[test]
-    fn crc32c_check_value() {
-        assert_eq!(crc32c(&[b"1234", b"56789"]), 0xe306_9283);
+    fn crc32c_check_values() {
+        assert_eq!(slow_crc32c(b"123456789"), 0xe306_9283);
+        // RFC 3720 appendix B.4: 32 bytes of zeros, of ones.
+        assert_eq!(slow_crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(slow_crc32c(&[0xff; 32]), 0x62a8_ab43);
+        // The crate takes long inputs in three strands.
+        let long: Vec<u8> = (0..40_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
+        for len in [0, 1, 7, 8, 255, 1500, 3072, 9000, 40_000] {
+            assert_eq!(crc32c::crc32c(&long[..len]), slow_crc32c(&long[..len]), "{len} bytes");
+        }
     }
 
     #[test]
@@ -197,6 +196,14 @@ mod tests {
         #[test]
         fn ipv4_header_agrees(header in any::<[u8; 20]>()) {
             prop_assert_eq!(u16::from_be(ipv4_header_20(&header)), slow(&header));
+        }
+
+        #[test]
+        fn sctp_agrees_with_the_slow_one(mut packet in proptest::collection::vec(any::<u8>(), 12..1500)) {
+            let got = sctp(&packet);
+            packet[8..12].fill(0);
+            prop_assert_eq!(got, slow_crc32c(&packet).to_le_bytes());
+            prop_assert_eq!(got, sctp(&packet), "the field does not matter");
         }
 
         #[test]

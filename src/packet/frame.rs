@@ -50,17 +50,17 @@ pub struct Offload {
     pub segmentation: Option<Segmentation>,
 }
 
-/// State of the transport (TCP, UDP) checksum of a frame.
+/// State of the transport (TCP, UDP, SCTP) checksum of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChecksumOffload {
-    /// Nothing is known (AF_XDP): the field is finished, or it holds the folded pseudo-header sum
+    /// Nothing is known (AF_XDP; SCTP): the field is finished, or it holds the folded pseudo-header sum, SCTP's 0
     /// (a veth or virtio sender left it to hardware that does not exist). The data plane must look.
     #[default]
     Unknown,
     /// The field is final, or is to be forwarded as it is.
     Finished,
     /// The field at `start + offset` holds the pseudo-header sum only, and the driver finishes it on transmit
-    /// by summing from `start` (both from the frame's first byte / from `start`, as in virtio_net_hdr).
+    /// by summing from `start` (both from the frame's first byte / from `start`, as in virtio_net_hdr). Never of SCTP.
     Unfinished {
         /// Where summing starts: the transport header, in bytes from the frame's start.
         start: u16,

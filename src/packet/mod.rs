@@ -21,7 +21,7 @@ pub mod window;
 pub use drop_reason::DropReason;
 pub use flow::{Family, FlowKey, Protocol};
 pub use frame::{ChecksumOffload, Frame, NoRoom, Offload, Reassembled, Segmentation, SegmentationKind};
-pub use parse::{Fragment, Packet, Parsed, TcpFlags};
+pub use parse::{ChunkType, Fragment, Packet, Parsed, Signals, TcpFlags};
 pub use quote::Quote;
 pub use rewrite::Endpoint;
 pub use window::Window;

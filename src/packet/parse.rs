@@ -13,6 +13,7 @@
 //! Limits: no VLAN tags, no jumbograms, at most [`EXTENSION_HEADERS_MAX`] IPv6 extension headers; AH and ESP are not ours.
 
 mod fragment;
+pub mod sctp;
 
 use etherparse::{
     Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice,
@@ -27,6 +28,7 @@ use super::{ETHERNET_HEADER_LEN, Family};
 use fragment::{checked_fragment, fragment_ipv4, fragment_ipv6};
 
 pub use fragment::Fragment;
+pub use sctp::ChunkType;
 
 /// IPv6 extension headers that are skipped at most in search of the transport header.
 pub const EXTENSION_HEADERS_MAX: usize = 8;
@@ -65,6 +67,8 @@ pub struct Parsed {
     pub tcp_flags: TcpFlags,
     /// TTL or hop limit as received.
     pub ttl: u8,
+    /// Of SCTP, the chunk that counts; `None` for others, and when there is no whole chunk header.
+    pub chunk: Option<ChunkType>,
 }
 
 impl Parsed {
@@ -82,6 +86,40 @@ impl Parsed {
             Family::V6 => IPV6_HEADER_LEN,
         };
         (self.l4 - self.l3) as usize == header
+    }
+
+    /// What it says about the state of its connection.
+    #[inline(always)]
+    pub fn signals(&self) -> Signals {
+        Signals {
+            tcp_flags: self.tcp_flags,
+            chunk: self.chunk,
+        }
+    }
+}
+
+/// What a packet says about the state of its connection, by whichever protocol it is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Signals {
+    /// As in [`Parsed`].
+    pub tcp_flags: TcpFlags,
+    /// As in [`Parsed`].
+    pub chunk: Option<ChunkType>,
+}
+
+impl From<TcpFlags> for Signals {
+    #[inline(always)]
+    fn from(tcp_flags: TcpFlags) -> Signals {
+        Signals { tcp_flags, chunk: None }
+    }
+}
+
+impl From<ChunkType> for Signals {
+    fn from(chunk: ChunkType) -> Signals {
+        Signals {
+            tcp_flags: TcpFlags(0),
+            chunk: Some(chunk),
+        }
     }
 }
 
@@ -348,6 +386,7 @@ impl Place {
             end: self.end as u32,
             tcp_flags: TcpFlags(tcp_flags),
             ttl: self.ttl,
+            chunk: None,
         }
     }
 }
@@ -388,12 +427,7 @@ fn udp_ports(transport: &[u8]) -> Result<u32, DropReason> {
 fn parse_rare(transport: &[u8], mut parsed: Parsed, offload: Offload) -> Result<Packet, DropReason> {
     match (parsed.flow.protocol, parsed.flow.family) {
         (Protocol::SCTP, _) => {
-            // RFC 9260 section 3.1: the common header is 12 bytes long.
-            let (ports, _) = transport.split_first_chunk::<4>().ok_or(DropReason::Truncated)?;
-            if transport.len() < 12 {
-                return Err(DropReason::Truncated);
-            }
-            parsed.flow.ports = u32::from_be_bytes(*ports);
+            (parsed.flow.ports, parsed.chunk) = sctp::sctp_fields(transport)?;
             Ok(Packet::Flow(parsed))
         }
         (Protocol::ICMP, Family::V4) => {

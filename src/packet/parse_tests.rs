@@ -277,6 +277,31 @@ fn icmpv6_errors_and_their_quotes() {
     assert_eq!(verdict(&echo), Ok(Packet::Other));
 }
 
+#[test]
+fn sctp_says_its_ports_and_its_chunk() {
+    for ip in [ipv4, ipv6] {
+        for (chunks, expected) in [
+            ("01000014 00000001 000005dc 00010001 00000001", Some(ChunkType::INIT)),
+            ("0a000004 06000004", Some(ChunkType::ABORT)),
+            ("", None),
+        ] {
+            let bytes = sctp(ip(), &hex(chunks));
+            let Ok(Packet::Flow(parsed)) = verdict(&bytes) else {
+                panic!("{:?}", verdict(&bytes))
+            };
+            assert_eq!((parsed.flow.source_port(), parsed.flow.destination_port()), (20001, 80));
+            assert_eq!((parsed.chunk, parsed.tcp_flags), (expected, TcpFlags(0)));
+        }
+    }
+    // Padding of a short frame is no chunk.
+    let mut padded = sctp(ipv4(), &[]);
+    padded.extend([1; 14]);
+    let Ok(Packet::Flow(parsed)) = verdict(&padded) else {
+        panic!("{:?}", verdict(&padded))
+    };
+    assert_eq!(parsed.chunk, None);
+}
+
 /// What holds for every frame: offsets in order and inside, and the same verdict twice.
 fn check(bytes: &[u8]) {
     let first = verdict(bytes);
@@ -308,7 +333,7 @@ proptest! {
 
     #[test]
     fn mutated_packets_are_survived(
-        which in 0usize..5, changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        which in 0usize..7, changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         cut in any::<prop::sample::Index>(), fix: bool,
     ) {
         let mut bytes = match which {
@@ -316,6 +341,8 @@ proptest! {
             1 => udp(ipv4(), b"payload"),
             2 => tcp(ipv6(), b"payload"),
             3 => udp(ipv6(), b"payload"),
+            4 => sctp(ipv4(), &hex("0a000004 06000004")),
+            5 => sctp(ipv6(), &hex("0b000004 06000004")),
             _ => time_exceeded(),
         };
         for (at, value) in changes {

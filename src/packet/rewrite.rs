@@ -325,7 +325,8 @@ fn udp_checksum(udp: &MutableUdpPacket<'_>, parsed: &Parsed, side: Side, to: End
     !checksum::fold(checksum::pseudo_header(&flow, len as u32) + checksum::sum(datagram))
 }
 
-/// SCTP's checksum is a CRC over the packet without any pseudo-header, so it changes with the port only.
+/// SCTP's checksum is a CRC over the packet without any pseudo-header, so it changes with the port only. (The kernel writes
+/// the right one over a wrong one too, and so hands damage on as sound.)
 #[cold]
 fn translate_sctp(transport: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint) {
     let packet = &mut transport[..parsed.end as usize - parsed.l4 as usize];
@@ -333,22 +334,24 @@ fn translate_sctp(transport: &mut [u8], parsed: &Parsed, side: Side, to: Endpoin
         Side::Source => 0,
         Side::Destination => 2,
     };
-    if packet[at..at + 2] == to.port.to_be_bytes() {
+    if port(parsed, side) == to.port {
         return;
     }
-    let crc = |packet: &[u8]| checksum::crc32c(&[&packet[..8], &[0; 4], &packet[12..]]).to_le_bytes();
-    // A wrong one stays wrong.
-    let damage: [u8; 4] = std::array::from_fn(|i| packet[8 + i] ^ crc(packet)[i]);
+    let before = checksum::sctp(packet);
     packet[at..at + 2].copy_from_slice(&to.port.to_be_bytes());
-    let right = crc(packet);
+    let after = checksum::sctp(packet);
+    // A right one becomes right, and what was wrong in a wrong one stays.
     for i in 0..4 {
-        packet[8 + i] = right[i] ^ damage[i];
+        packet[SCTP_CHECKSUM + i] ^= before[i] ^ after[i];
     }
 }
 
-/// Finishes a TCP or UDP checksum that a local stack left to hardware that does not exist, when it looks like
-/// that: the field holds the folded pseudo-header sum. (A finished checksum that happens to look so is written anew with
-/// the same value.) For frames of [`ChecksumOffload::Unknown`].
+/// Where SCTP has its checksum.
+const SCTP_CHECKSUM: usize = 8;
+
+/// Finishes a checksum that a local stack left to hardware that does not exist, when it looks like that: TCP's or UDP's field
+/// holds the folded pseudo-header sum, SCTP's 0. (A finished checksum that happens to look so is written anew with the same
+/// value.) For frames of [`ChecksumOffload::Unknown`].
 #[inline]
 pub fn finish(bytes: &mut [u8], parsed: &Parsed) {
     let (field, len) = match parsed.flow.protocol {
@@ -357,12 +360,24 @@ pub fn finish(bytes: &mut [u8], parsed: &Parsed) {
             let at = parsed.l4 as usize + 4;
             (at + 2, u16::from_be_bytes([bytes[at], bytes[at + 1]]) as u32)
         }
+        Protocol::SCTP => return finish_sctp(&mut bytes[parsed.l4 as usize..parsed.end as usize]),
         _ => return,
     };
     let pseudo = checksum::pseudo_header(&parsed.flow, len);
     let found = u16::from_be_bytes([bytes[field], bytes[field + 1]]);
     if checksum::may_be_sum(pseudo, found) && checksum::fold(pseudo) == found {
         complete(bytes, parsed.l4 as usize, field, len as usize, parsed.flow.protocol);
+    }
+}
+
+/// Linux leaves 0 in the field when it leaves the CRC to a device. (Who leaves 0 there on purpose, by RFC 9653, must take the
+/// right one as well: section 5.2.)
+#[cold]
+fn finish_sctp(packet: &mut [u8]) {
+    let field = SCTP_CHECKSUM..SCTP_CHECKSUM + 4;
+    if packet[field.clone()] == [0; 4] {
+        let checksum = checksum::sctp(packet);
+        packet[field].copy_from_slice(&checksum);
     }
 }
 

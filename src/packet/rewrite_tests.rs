@@ -96,6 +96,22 @@ proptest! {
     }
 
     #[test]
+    fn translated_sctp_checksums_agree_with_full_ones(
+        six: bool, chunks in proptest::collection::vec(any::<u8>(), 0..200), address: [u64; 2], port: u16, source: bool,
+    ) {
+        let mut bytes = sctp(if six { ipv6() } else { ipv4() }, &chunks);
+        let parsed = flow(&bytes);
+        let address = if six { address } else { [address[0] as u32 as u64, 0] };
+        let side = if source { Side::Source } else { Side::Destination };
+        translate(&mut bytes, &parsed, side, Endpoint { address, port }, ChecksumOffload::Finished);
+        let transport = &bytes[parsed.l4 as usize..];
+        prop_assert_eq!(&transport[8..12], &checksum::sctp(transport)[..]);
+        let after = flow(&bytes);
+        let seen = if source { after.flow.source_port() } else { after.flow.destination_port() };
+        prop_assert_eq!((seen, after.ttl, after.chunk), (port, 63, parsed.chunk));
+    }
+
+    #[test]
     fn finished_and_wrong_checksums_are_left_alone(which in 0usize..4, payload: [u8; 9], damage in 1u16..0xffff) {
         let mut bytes = packet(which, &payload);
         let parsed = flow(&bytes);
@@ -136,32 +152,58 @@ fn udp_checksum_that_becomes_zero_is_sent_as_ones() {
 
 #[test]
 fn sctp_checksum_follows_the_port_and_stays_wrong_when_wrong() {
-    let mut bytes = hex(
+    // The recorded INIT (`sctp-init` of the kernel's packets), from port 0x4ec0 to port 80.
+    let init = hex(
         "0200000000d00200000000c00800450000340001000040844442c63364070ac801014ec00050000000002e618fa0\
                          0100001400000001000005dc0001000100000001",
     );
-    let parsed = flow(&bytes);
-    let right = |b: &[u8]| checksum::crc32c(&[&b[34..42], &[0; 4], &b[46..66]]).to_le_bytes() == b[42..46];
-    assert!(right(&bytes));
-    translate(
-        &mut bytes,
-        &parsed,
-        Side::Destination,
-        Endpoint::v4(0x0a01_0002, 9),
-        ChecksumOffload::Finished,
-    );
-    assert!(right(&bytes));
-    bytes[42] ^= 1;
-    translate(
-        &mut bytes,
-        &parsed,
-        Side::Destination,
-        Endpoint::v4(0x0a01_0002, 10),
-        ChecksumOffload::Finished,
-    );
-    assert!(!right(&bytes));
-    bytes[42] ^= 1;
-    assert!(right(&bytes));
+    let parsed = flow(&init);
+    let right = |b: &[u8]| checksum::sctp(&b[34..66]) == b[42..46];
+    assert!(right(&init), "as recorded");
+    let to = |bytes: &mut [u8], side, port| {
+        let to = Endpoint::v4(0x0a01_0002, port);
+        translate(bytes, &parsed, side, to, ChecksumOffload::Finished);
+    };
+    for (side, port) in [(Side::Destination, 9), (Side::Source, 0xfffe)] {
+        let mut bytes = init.clone();
+        to(&mut bytes, side, port);
+        assert!(right(&bytes) && bytes[42..46] != init[42..46]);
+        let mut damaged = init.clone();
+        damaged[60] ^= 4;
+        to(&mut damaged, side, port);
+        assert!(!right(&damaged));
+        damaged[60] ^= 4;
+        assert_eq!(to_hex(&damaged), to_hex(&bytes), "only the damage differs");
+    }
+    // The same port: nothing but addresses and TTL, even of a packet whose checksum is wrong.
+    let mut same = init.clone();
+    same[43] ^= 0x80;
+    let before = same.clone();
+    to(&mut same, Side::Destination, 80);
+    assert_eq!(same[34..], before[34..]);
+}
+
+#[test]
+fn sctp_checksum_that_was_left_to_a_device_is_finished() {
+    for ip in [ipv4(), ipv6()] {
+        let good = sctp(ip, &hex("00030014 00000001 00000000 00000000 68656c6c"));
+        let parsed = flow(&good);
+        let field = parsed.l4 as usize + 8;
+        let mut finished = good.clone();
+        finish(&mut finished, &parsed);
+        assert_eq!(finished, good, "a finished one is left alone");
+        let mut unfinished = good.clone();
+        unfinished[field..field + 4].fill(0);
+        // Ethernet padding is not part of it.
+        unfinished.extend([0xee; 6]);
+        finish(&mut unfinished, &parsed);
+        assert_eq!(unfinished[..good.len()], good);
+        let mut wrong = good;
+        wrong[field] ^= 1;
+        let before = wrong.clone();
+        finish(&mut wrong, &parsed);
+        assert_eq!(wrong, before, "a wrong one too");
+    }
 }
 
 #[test]

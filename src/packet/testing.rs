@@ -54,6 +54,18 @@ pub fn udp(ip: PacketBuilderStep<etherparse::IpHeaders>, payload: &[u8]) -> Vec<
     bytes
 }
 
+/// SCTP from port 20001 to port 80 on top, with these chunks.
+pub fn sctp(ip: PacketBuilderStep<etherparse::IpHeaders>, chunks: &[u8]) -> Vec<u8> {
+    let mut transport = hex("4e210050 01020304 00000000");
+    transport.extend(chunks);
+    let checksum = super::checksum::sctp(&transport);
+    transport[8..12].copy_from_slice(&checksum);
+    let mut bytes = Vec::new();
+    let written = ip.write(&mut bytes, etherparse::IpNumber::SCTP, &transport);
+    written.expect("a vector takes everything");
+    bytes
+}
+
 /// Makes the IPv4 header checksum right again.
 pub fn fix_ipv4(bytes: &mut [u8]) {
     let end = 14 + (bytes[14] & 15) as usize * 4;

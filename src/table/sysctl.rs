@@ -110,7 +110,7 @@ sysctls! {
     schedule_icmp = 0, ANY_MIN, ANY_MAX;
     /// Stricter TCP states: 0 off, 1 automatic, 2 automatic and at work, 3 always.
     secure_tcp = 0, 0, 3;
-    /// SCTP connections may begin with any chunk.
+    /// SCTP connections may begin with any chunk but ABORT, not only INIT.
     sloppy_sctp = 0, ANY_MIN, ANY_MAX;
     /// TCP connections may begin with any packet but RST.
     sloppy_tcp = 0, ANY_MIN, ANY_MAX;

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use uvs::conn::WorkerId;
 use uvs::conn::{Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable};
@@ -236,6 +237,22 @@ impl MemoryDirector {
     #[allow(dead_code, reason = "as above")]
     pub fn destinations(&self) -> String {
         format!("{:?}", self.table.destinations)
+    }
+
+    /// ActiveConn, InActConn and PersistConn of the destinations at this address.
+    #[allow(dead_code, reason = "as above")]
+    pub fn load_of(&self, address: IpAddr) -> [u32; 3] {
+        let all = self.table.destinations.iter().flatten();
+        let here = all.filter(|destination| destination.key.address == address);
+        here.fold([0; 3], |[active, inactive, persistent], destination| {
+            let load = &destination.load;
+            let templates = load.persistent.load(Ordering::Relaxed);
+            [
+                active + load.active(),
+                inactive + load.inactive(),
+                persistent + templates,
+            ]
+        })
     }
 
     /// Where every frame went so far.

@@ -153,6 +153,16 @@ impl Bench {
         wire.send(frame).expect("the wire takes the frame");
     }
 
+    /// The same with the checksum at `start + offset` left to a device.
+    pub fn put_unfinished(&mut self, side: Side, frame: &[u8], start: u16, offset: u16) {
+        let wire = match side {
+            Side::Client => &self.client,
+            Side::Real => &self.real,
+        };
+        wire.send_unfinished(frame, start, offset)
+            .expect("the wire takes the frame");
+    }
+
     /// The next frame that comes out.
     pub fn next(&mut self) -> Option<(Side, Vec<u8>)> {
         let until = Instant::now() + ANSWER_MAX;
@@ -291,6 +301,7 @@ fn packet_checksums(packet: &[u8], family: Family, right: &mut Vec<bool>) {
         41 => packet_checksums(payload, Family::V6, right),
         1 => right.push(whole(0)),
         6 | 17 | 58 => right.push(whole(pseudo)),
+        132 if payload.len() >= 12 => right.push(payload[8..12] == checksum::sctp(payload)),
         _ => {}
     }
 }

@@ -318,3 +318,40 @@ fn boot_id_is_read() {
     assert_eq!(boot_id().unwrap(), boot_id().unwrap());
     assert_ne!(boot_id().unwrap(), [0; 16]);
 }
+
+#[test]
+fn states_of_sctp_are_there_again() {
+    let place = place();
+    let of_sctp = |state: &State| state.is_of(Protocol::SCTP);
+    let states: Vec<State> = State::ALL.iter().copied().filter(of_sctp).collect();
+    assert_eq!(states.len(), 14);
+    let flow = |client: usize| FlowKey {
+        protocol: Protocol::SCTP,
+        ..flow(client % 2 == 1, client as u32)
+    };
+    {
+        let table = create(&place.path);
+        for (client, state) in states.iter().enumerate() {
+            let mut new = new(flow(client), server(client % 2 == 1, 1), Method::Masq);
+            new.state = *state;
+            insert(&table, &new, Tick(1000));
+        }
+        // A state of TCP, as damage would make it.
+        let mut damaged = new(flow(99), server(true, 1), Method::Masq);
+        damaged.state = State::Established;
+        insert(&table, &damaged, Tick(1000));
+    }
+    let table = open(&place.path).unwrap();
+    let report = table.recover(Tick(1001), &mut |c| keep(c));
+    assert_eq!((report.kept, report.damaged), (states.len(), 1));
+    for (client, state) in states.into_iter().enumerate() {
+        let entry = lookup(&table, &flow(client)).unwrap().entry;
+        assert_eq!((entry.state(), entry.protocol()), (state, Protocol::SCTP));
+        let back = FlowKey::new(
+            Protocol::SCTP,
+            (entry.destination(), entry.destination_port()),
+            (entry.client(), entry.client_port()),
+        );
+        assert_eq!(lookup(&table, &back).unwrap().entry, entry, "{state:?} by its replies");
+    }
+}
