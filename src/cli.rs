@@ -7,6 +7,7 @@
 //! options the way popt does. Exit codes of the other subcommands: 0 done, 1 refused or failed, 2 wrong usage.
 
 mod ask;
+mod mark;
 mod stats;
 
 use std::ffi::OsString;
@@ -19,7 +20,7 @@ use crate::control;
 use crate::control::client::Client;
 use crate::ipvsadm;
 use crate::options::{
-    DecapOptions, DemoOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions, SysctlOptions,
+    DecapOptions, DemoOptions, MarkOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions, SysctlOptions,
 };
 
 /// A Linux Virtual Server director in userspace: IPVS on AF_XDP or packet sockets, with ipvsadm's commands and output
@@ -47,6 +48,8 @@ enum Command {
     Stats(StatsOptions),
     /// Read or set the IPVS settings (net.ipv4.vs.*) of the running director
     Sysctl(SysctlOptions),
+    /// Which packets have which firewall mark: the rules that send packets to services of marks (ipvsadm -f)
+    Mark(MarkOptions),
     /// See whether a director runs: its version and process id
     Ping(PingOptions),
     /// Show a complete little cluster in network namespaces: client, director, two real servers
@@ -93,6 +96,10 @@ fn dispatch(command: Command) -> ExitCode {
         )),
         Command::Stats(options) => print(ask::statistics(&options, &mut client(&options.socket))),
         Command::Sysctl(options) => print(ask::sysctl(&options, &mut client(&options.socket))),
+        Command::Mark(options) => {
+            let socket = options.action.socket();
+            print(mark::mark(&options.action, &mut client(socket)))
+        }
         Command::Ping(options) => print(ask::ping(&mut client(&options.socket))),
     }
 }

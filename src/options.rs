@@ -149,6 +149,129 @@ pub struct SysctlOptions {
     pub socket: SocketOption,
 }
 
+/// Options of `uvs mark`.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct MarkOptions {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: MarkAction,
+}
+
+/// What `uvs mark` does.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Subcommand)]
+pub enum MarkAction {
+    /// Add a rule; what it does not name may be anything, and the first rule that matches decides
+    Add(MarkAddOptions),
+    /// Delete a rule, by its number or by the options that it was added with
+    Delete(MarkDeleteOptions),
+    /// Show the rules in order
+    List(MarkListOptions),
+    /// Delete all rules
+    Clear(MarkClearOptions),
+}
+
+impl MarkAction {
+    /// Which daemon.
+    pub fn socket(&self) -> &SocketOption {
+        match self {
+            MarkAction::Add(options) => &options.socket,
+            MarkAction::Delete(options) => &options.socket,
+            MarkAction::List(options) => &options.socket,
+            MarkAction::Clear(options) => &options.socket,
+        }
+    }
+}
+
+/// Which packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct MarkMatch {
+    /// Protocol: any, tcp, udp or sctp [default: any]
+    #[arg(short, long, value_name = "PROTOCOL")]
+    pub protocol: Option<String>,
+
+    /// Where packets come from, such as 198.51.100.0/24 [default: anywhere]
+    #[arg(short, long, visible_alias = "src", value_name = "PREFIX")]
+    pub source: Option<String>,
+
+    /// Port they come from, 0 to 65535, or a range such as 1024-65535 [default: any]
+    #[arg(long, visible_alias = "sport", value_name = "PORTS")]
+    pub source_port: Option<String>,
+
+    /// Where packets go to, such as 192.0.2.1; addresses of the director only [default: each of them]
+    #[arg(short, long, visible_alias = "dst", value_name = "PREFIX")]
+    pub destination: Option<String>,
+
+    /// Port they go to, 0 to 65535, or a range such as 8000-8100 [default: any]
+    #[arg(long, visible_alias = "dport", value_name = "PORTS")]
+    pub destination_port: Option<String>,
+
+    /// Interface by which they come in, 1 to 15 bytes [default: any]
+    #[arg(short, long, visible_alias = "in-interface", value_name = "IF")]
+    pub interface: Option<String>,
+}
+
+/// Options of `uvs mark add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct MarkAddOptions {
+    /// The mark that they get, 1 to 4294967295, or as 0x…
+    #[arg(value_name = "MARK")]
+    pub mark: String,
+
+    /// Which packets.
+    #[command(flatten)]
+    pub matching: MarkMatch,
+
+    /// Make it the rule of this number, counted from 1 [default: the last]
+    #[arg(long, value_name = "NUMBER")]
+    pub at: Option<u32>,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
+/// Options of `uvs mark delete`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct MarkDeleteOptions {
+    /// The mark of the rule, whose other options follow as they were added
+    #[arg(value_name = "MARK", required_unless_present = "number")]
+    pub mark: Option<String>,
+
+    /// Number of the rule, counted from 1
+    #[arg(short, long, value_name = "NUMBER", conflicts_with_all = [
+        "mark", "protocol", "source", "source_port", "destination", "destination_port", "interface",
+    ])]
+    pub number: Option<u32>,
+
+    /// Which packets.
+    #[command(flatten)]
+    pub matching: MarkMatch,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
+/// Options of `uvs mark list`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct MarkListOptions {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
+/// Options of `uvs mark clear`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct MarkClearOptions {
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
 /// Options of `uvs demo`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct DemoOptions {

@@ -117,7 +117,7 @@ fn the_reference_has_every_key_and_no_other() {
     let mut expect = |section: &str, keys: BTreeSet<String>| {
         expected.extend(keys.into_iter().map(|key| (section.to_owned(), key)));
     };
-    let tables = ["timeouts", "sysctl", "service"];
+    let tables = ["timeouts", "sysctl", "mark", "service"];
     expect(
         "",
         known("")
@@ -127,6 +127,7 @@ fn the_reference_has_every_key_and_no_other() {
     );
     expect("timeouts", known("[timeouts]"));
     expect("sysctl", Sysctls::names().into_iter().map(str::to_owned).collect());
+    expect("mark", known("[[mark]]"));
     let service = known("[[service]]").into_iter().filter(|key| key != "destination");
     expect("service", service.collect());
     expect("service.destination", known("[[service]]\n[[service.destination]]"));
@@ -192,6 +193,8 @@ fn ranges_of_numbers_are_enforced_at_both_ends() {
             let service = "[[service]]\ntcp = \"10.0.0.1:80\"\n";
             parse(&match entry.section.as_str() {
                 "" => line,
+                "mark" if entry.key == "mark" => format!("[[mark]]\n{line}"),
+                "mark" => format!("[[mark]]\nmark = 1\n{line}"),
                 "service" if entry.key == "fwmark" => format!("[[service]]\n{line}"),
                 "service" => format!("{service}{line}"),
                 "service.destination" => {

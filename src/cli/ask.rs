@@ -95,6 +95,11 @@ fn set(name: &str, value: &str, transport: &mut dyn Transport) -> Result<String,
         name: name.to_owned(),
         value: value.to_owned(),
     };
+    applied(command, transport).map(|()| value.to_owned())
+}
+
+/// One change.
+pub(super) fn applied(command: Command, transport: &mut dyn Transport) -> Result<(), AskError> {
     match transport.call(&Request::Apply {
         commands: vec![command],
         all_or_nothing: true,
@@ -102,7 +107,7 @@ fn set(name: &str, value: &str, transport: &mut dyn Transport) -> Result<String,
         Reply::Applied { results, unsaved } => match (results.into_iter().next(), unsaved) {
             (Some(Some(error)), _) => Err(AskError::Refused(error.to_string())),
             (_, Some(reason)) => Err(AskError::Unsaved(reason)),
-            _ => Ok(value.to_owned()),
+            _ => Ok(()),
         },
         reply => Err(refused(reply)),
     }
@@ -139,7 +144,8 @@ pub fn ping(transport: &mut dyn Transport) -> Result<String, AskError> {
     }
 }
 
-fn refused(reply: Reply) -> AskError {
+/// The answer is none to what was asked.
+pub(super) fn refused(reply: Reply) -> AskError {
     AskError::Refused(match reply {
         Reply::Error { message } => message,
         _ => "uvs answered something else than was asked: is the daemon of another version?".to_owned(),

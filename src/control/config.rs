@@ -4,6 +4,8 @@
 //! everything (what it does not name has its default); a rules file says services and destinations only.
 //! All keys, with unit, range and default: configs/reference.toml.
 
+mod marks;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -213,6 +215,11 @@ fn parse_toml(text: &str) -> Result<Config, Fault> {
     }
     let mut commands = Vec::new();
     let mut places = Vec::new();
+    for mark in &file.mark {
+        let (rule, place) = source.mark(mark)?;
+        commands.push(Command::AddMark { rule, at: None });
+        places.push(place);
+    }
     for service in &file.service {
         source.service(service, &mut commands, &mut places)?;
     }
@@ -263,6 +270,8 @@ struct FileTable {
     timeouts: Option<TimeoutsTable>,
     #[serde(default)]
     sysctl: BTreeMap<String, Spanned<toml::Value>>,
+    #[serde(default)]
+    mark: Vec<Spanned<marks::MarkTable>>,
     #[serde(default)]
     service: Vec<Spanned<ServiceTable>>,
 }

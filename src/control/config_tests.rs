@@ -25,6 +25,17 @@ fn a_full_file_becomes_a_state() {
         [sysctl]
         expire_nodest_conn = 1
         sync_threshold = "5 100"
+        [[mark]]
+        mark = 7
+        protocol = "tcp"
+        destination = "192.0.2.1"
+        destination_port = 80
+        [[mark]]
+        mark = 8
+        source = "2001:db8::/32"
+        source_port = "1024-65535"
+        destination_port = "443"
+        interface = "eth1"
         [[service]]
         tcp = "[2001:db8::1]:443"
         scheduler = "sh"
@@ -69,6 +80,14 @@ fn a_full_file_becomes_a_state() {
     assert_eq!(
         (state.sysctls.expire_nodest_conn, state.sysctls.sync_threshold),
         (1, [5, 100])
+    );
+    let marks: Vec<_> = state.marks().iter().map(|rule| rule.to_string()).collect();
+    assert_eq!(
+        marks,
+        [
+            "7 --protocol tcp --destination 192.0.2.1 --destination-port 80",
+            "8 --source 2001:db8::/32 --source-port 1024-65535 --destination-port 443 --interface eth1"
+        ]
     );
     let services: Vec<_> = state.services().collect();
     let web = &services[0].service;
@@ -161,6 +180,39 @@ fn refusals_name_file_line_key_and_reason() {
         (
             "[[service]]\ntcp = \"10.0.0.1\"",
             "uvs.toml:2: tcp: \"10.0.0.1\" is no address with port",
+        ),
+        (
+            "[[mark]]\nprotocol = \"tcp\"",
+            "uvs.toml:1: mark: a rule needs the mark that it gives",
+        ),
+        ("[[mark]]\nmark = 0", "uvs.toml:2: mark: 0 is not 1 to 4294967295"),
+        (
+            "[[mark]]\nmark = 1\nprotocol = \"gre\"",
+            "uvs.toml:3: protocol: \"gre\" is none of any, tcp, udp, sctp",
+        ),
+        (
+            "[[mark]]\nmark = 1\ndestination = \"192.0.2.1/24\"",
+            "uvs.toml:3: destination: \"192.0.2.1/24\": bits are set beyond the prefix; 192.0.2.0/24 is meant",
+        ),
+        (
+            "[[mark]]\nmark = 1\ndestination_port = \"80,443\"",
+            "uvs.toml:3: destination_port: \"80,443\" is no port or range of ports",
+        ),
+        (
+            "[[mark]]\nmark = 1\nsource_port = 65536",
+            "uvs.toml:3: source_port: \"65536\" is no port",
+        ),
+        (
+            "[[mark]]\nmark = 1\nsource_port = [80]",
+            "uvs.toml:3: source_port: a port such as 80, or a range",
+        ),
+        (
+            "[[mark]]\nmark = 1\nsource = \"::/0\"\ndestination = \"192.0.2.1\"",
+            "uvs.toml:1: mark: source ::/0 and destination 192.0.2.1 are of different address families",
+        ),
+        (
+            "[[mark]]\nmark = 1\n[[mark]]\nmark = 1",
+            "uvs.toml:3: mark: rule number 1 is the same: `1`",
         ),
         (
             "[[service]]\nfwmark = 0",

@@ -301,7 +301,11 @@ pub fn relate_templates(connections: &ConnectionTable, table: &Table) {
     connections.for_each(|connection| {
         if connection.kind == Kind::Connection {
             let flow = FlowKey::new(connection.protocol, connection.client, connection.virtual_address);
-            let key = table.service(&flow).and_then(|service| service.template_key(&flow));
+            let service = match connection.fwmark {
+                0 => table.service(&flow),
+                mark => table.service_of_mark(mark, flow.family),
+            };
+            let key = service.and_then(|service| service.template_key(&flow));
             controlled.extend(key.map(|key| (flow, key)));
         }
     });

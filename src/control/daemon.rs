@@ -231,6 +231,9 @@ impl<'a, O: Outside> Control<'a, O> {
                 answering.reply_with(move || Reply::Connections { connections: list() });
             }
             Request::Timeouts => answering.reply(Reply::Timeouts(self.state.timeouts)),
+            Request::Marks => answering.reply(Reply::Marks {
+                rules: self.state.marks().to_vec(),
+            }),
             Request::Statistics => {
                 let report = self.report();
                 answering.reply_with(move || Reply::Statistics {

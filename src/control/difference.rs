@@ -9,7 +9,7 @@ use super::state::{ServiceEntry, State};
 use crate::table::Sysctls;
 
 /// The commands that turn `running` into `desired`. Deletions come first, so that limits count what stays.
-/// With `complete` timeouts and settings follow as well.
+/// With `complete` timeouts, settings and rules of the classifier follow as well.
 pub fn difference(running: &State, desired: &State, complete: bool) -> Vec<Command> {
     let mut commands = Vec::new();
     for old in running.services() {
@@ -31,6 +31,11 @@ pub fn difference(running: &State, desired: &State, complete: bool) -> Vec<Comma
             commands.push(Command::SetTimeouts(desired.timeouts));
         }
         commands.extend(settings(&running.sysctls, &desired.sysctls));
+        if running.marks() != desired.marks() {
+            commands.push(Command::SetMarks {
+                rules: desired.marks().to_vec(),
+            });
+        }
     }
     commands
 }
@@ -102,6 +107,9 @@ mod tests {
 
     const BEFORE: &str = r#"
         timeouts.tcp = 600
+        [[mark]]
+        mark = 7
+        destination = "10.0.0.1"
         [[service]]
         tcp = "10.0.0.1:80"
         destination = [{ address = "10.1.0.1" }, { address = "10.1.0.2" }]
@@ -139,6 +147,7 @@ mod tests {
             "EditDestination",
             "SetTimeouts",
             "SetSysctl",
+            "SetMarks",
         ];
         assert_eq!(words.len(), begins.len(), "{words:#?}");
         for (word, begin) in words.iter().zip(begins) {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::service::Timeouts;
-use crate::service::{Destination, DestinationKey, Service, ServiceKey};
+use crate::service::{Destination, DestinationKey, MarkRule, Service, ServiceKey};
 
 /// Bytes of a request line: about 200,000 rules.
 pub const REQUEST_LEN_MAX: usize = 64 << 20;
@@ -34,6 +34,8 @@ pub enum Request {
     Connections,
     /// The three timeouts (`-L --timeout`).
     Timeouts,
+    /// The rules of the classifier (`uvs mark list`).
+    Marks,
     /// Everything `uvs stats` prints.
     Statistics,
     /// Reads one `net.ipv4.vs.` setting.
@@ -100,6 +102,34 @@ pub enum Command {
         /// Value as written.
         value: String,
     },
+    /// `uvs mark add`.
+    AddMark {
+        /// What.
+        rule: MarkRule,
+        /// Before which rule, counted from 1; none: at the end.
+        #[serde(default)]
+        at: Option<u32>,
+    },
+    /// `uvs mark delete`.
+    DeleteMark {
+        /// Which.
+        which: WhichMark,
+    },
+    /// All rules of the classifier at once, in the place of those that are there (`uvs mark clear`, configuration).
+    SetMarks {
+        /// In order.
+        rules: Vec<MarkRule>,
+    },
+}
+
+/// Names a rule of the classifier.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhichMark {
+    /// By its place, counted from 1.
+    Number(u32),
+    /// By what it says.
+    Rule(MarkRule),
 }
 
 /// Why a command was refused, as the kernel would have refused it; `ipvsadm` prints the matching words.
@@ -130,6 +160,9 @@ pub enum CommandError {
     /// A limit of uvs's own, with which.
     #[error("{0}")]
     Limit(String),
+    /// A rule of the classifier, with what is wrong.
+    #[error("{0}")]
+    Mark(String),
 }
 
 /// Answer to a [`Request`].
@@ -156,6 +189,11 @@ pub enum Reply {
     },
     /// To `Timeouts`.
     Timeouts(Timeouts),
+    /// To `Marks`.
+    Marks {
+        /// The rules in order.
+        rules: Vec<MarkRule>,
+    },
     /// To `Statistics`: the JSON of `uvs stats --json`.
     Statistics {
         /// As DESIGN fixes it.

@@ -8,6 +8,7 @@
 
 mod counts;
 mod defence;
+mod marks;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ use super::state::{ServiceEntry, State};
 use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
 use crate::scheduler::{self, Candidate, Load, Schedule};
-use crate::service::{self, DestinationKey, Method, ServiceKey, TransportProtocol, Tunnel};
+use crate::service::{self, DestinationKey, Method, ServiceKey, Tunnel};
 use crate::table::{
     self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Supplies, Table,
 };
@@ -61,6 +62,7 @@ pub struct Registry {
     services: HashMap<ServiceKey, LiveService>,
     nat_sources: Arc<NatSources>,
     supplies: Supplies,
+    marks: marks::Marks,
     generation: u64,
     /// Destinations that came with the last change, and were not reached yet.
     awaited: Vec<DestinationId>,
@@ -99,6 +101,7 @@ impl Registry {
             services: HashMap::new(),
             nat_sources: Arc::default(),
             supplies: Supplies::default(),
+            marks: marks::Marks::default(),
             generation: 0,
             awaited: Vec::new(),
         }
@@ -106,7 +109,7 @@ impl Registry {
 
     /// Follows the change from one state to the next. `true`: what the filter must look for may have changed.
     pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) -> bool {
-        let mut nat_changed = false;
+        let mut nat_changed = self.marks.follow(after.marks());
         self.awaited.clear();
         for old in before.services() {
             let key = &old.service.key;
@@ -133,7 +136,7 @@ impl Registry {
             }
         }
         if nat_changed {
-            self.nat_sources = Arc::new(nat_sources(after));
+            self.nat_sources = Arc::new(self.nat_sources_of(after));
         }
         nat_changed
     }
@@ -149,27 +152,32 @@ impl Registry {
         if self.services.is_empty() {
             return rules;
         }
+        let counted = local.with(lost);
         let ours = |service: &ServiceKey| match service {
-            ServiceKey::Address { address, .. } => local.contains(address) || lost.contains(address),
+            ServiceKey::Address { address, .. } => counted.contains(address),
             ServiceKey::FwMark { .. } => true,
         };
-        rules.extend(self.services.keys().filter(|key| ours(key)).filter_map(service_rule));
+        let mut wanted = marks::Wanted::default();
+        for key in self.services.keys() {
+            wanted.add(key, false);
+        }
         for (slot, live) in self.slots.iter().zip(&self.live) {
             let (Some(slot), Some(live)) = (slot, live) else {
                 continue;
             };
             let (ours, connected) = (ours(&slot.service), connections(&live.load) > 0);
             let used = live.present && ours || connected;
-            if !live.present && connected && ours {
-                rules.extend(service_rule(&slot.service));
+            if connected {
+                wanted.add(&slot.service, true);
             }
             if used && (live.method == Method::Masq || slot.was_nat) {
-                rules.extend(nat_rules(&slot.service, &live.key));
+                rules.extend(self.nat_rules(&slot.service, &live.key));
             }
             if used && live.method == Method::Tunnel {
                 rules.insert(Rule::TunnelDestination(live.key.address));
             }
         }
+        rules.extend(self.marks.service_rules(&wanted, &counted));
         rules
     }
 
@@ -188,6 +196,7 @@ impl Registry {
     /// The next table.
     pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         self.generation += 1;
+        let classifier = self.marks.classifier(&interfaces);
         let services = self.services.values().map(|service| service.table.clone());
         Table {
             generation: self.generation,
@@ -198,6 +207,7 @@ impl Registry {
             timeouts: state.timeouts,
             sysctls: state.sysctls.clone(),
             defence: self.defence(state),
+            classifier,
         }
     }
 
@@ -220,7 +230,7 @@ impl Registry {
     /// or the slots changed: tell filter and workers.
     pub fn sweep_trash(&mut self, now_ms: u64) -> bool {
         let mut gone = Vec::new();
-        let mut idle = false;
+        let mut idle = self.forget_old_marks();
         for (slot, live) in self.slots.iter_mut().zip(&self.live) {
             if let (Some(slot), Some(live)) = (slot, live)
                 && slot.was_nat
@@ -277,6 +287,9 @@ impl Registry {
                 return *id;
             }
         }
+        if let Some(id) = services.iter().find_map(|service| self.by_address_alone(service, &destination)) {
+            return id;
+        }
         let gone = service::Destination {
             key: destination,
             method,
@@ -288,6 +301,18 @@ impl Registry {
         let id = self.new_slot(services[0], u64::MAX, &gone, routes);
         self.set_absent(id);
         id
+    }
+
+    /// A persistent service that is for several ports keeps the client's port: its connections do not tell their
+    /// destination's.
+    fn by_address_alone(&mut self, key: &ServiceKey, destination: &DestinationKey) -> Option<DestinationId> {
+        let service = &self.services.get(key)?.table;
+        if key.port() != 0 || service.persistence.is_none() {
+            return None;
+        }
+        let mut candidates = service.candidates.iter();
+        let place = candidates.position(|candidate| candidate.key.address == destination.address)?;
+        service.ids.get(place).copied()
     }
 
     /// A destination by its slot, as the workers see it.
@@ -467,49 +492,8 @@ fn connections(load: &Load) -> u64 {
         .sum()
 }
 
-fn service_rule(key: &ServiceKey) -> Option<Rule> {
-    match *key {
-        ServiceKey::Address {
-            protocol,
-            address,
-            port,
-        } => Some(Rule::Service {
-            protocol,
-            address,
-            port,
-        }),
-        ServiceKey::FwMark { .. } => None,
-    }
-}
-
-/// A mark's destination may be of any protocol.
-fn nat_rules(service: &ServiceKey, destination: &DestinationKey) -> Vec<Rule> {
-    use TransportProtocol::{Sctp, Tcp, Udp};
-    let (protocols, port) = match *service {
-        ServiceKey::Address { protocol, .. } => (vec![protocol], destination.port),
-        ServiceKey::FwMark { .. } => (vec![Tcp, Udp, Sctp], 0),
-    };
-    let rule = |protocol| Rule::NatDestination {
-        protocol,
-        address: destination.address,
-        port,
-    };
-    protocols.into_iter().map(rule).collect()
-}
-
 fn endpoints(entry: &ServiceEntry) -> impl Iterator<Item = (DestinationKey, Method)> {
     entry.destinations().map(|d| (d.key, d.method))
-}
-
-fn nat_sources(state: &State) -> NatSources {
-    let mut sources = NatSources::default();
-    for entry in state.services() {
-        sources.add_service(&entry.service.key);
-        for destination in entry.destinations().filter(|d| d.method == Method::Masq) {
-            sources.add_destination(&entry.service.key, &destination.key);
-        }
-    }
-    sources
 }
 
 #[cfg(test)]

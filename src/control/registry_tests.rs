@@ -3,7 +3,7 @@
 use super::super::protocol::Command;
 use super::*;
 use crate::packet::{FlowKey, Protocol};
-use crate::service::{Destination, Service};
+use crate::service::{Destination, Service, TransportProtocol};
 
 /// Gives every destination the same answer.
 struct Everywhere(Reach);

@@ -6,6 +6,8 @@
 //!
 //! Refusals are the kernel's (`ip_vs_ctl.c` of Linux 6.1, by behaviour), plus limits of uvs's own.
 
+mod marks;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +15,9 @@ use std::sync::Arc;
 use super::protocol::{Command, CommandError};
 use crate::packet::Family;
 use crate::scheduler;
-use crate::service::{Destination, DestinationKey, Method, Persistence, Service, ServiceKey, Timeouts, TunnelKind};
+use crate::service::{
+    Destination, DestinationKey, MarkRule, Method, Persistence, Service, ServiceKey, Timeouts, TunnelKind,
+};
 use crate::table::Sysctls;
 
 /// Services at most.
@@ -82,6 +86,8 @@ pub struct State {
     pub timeouts: Timeouts,
     /// `net.ipv4.vs.*`.
     pub sysctls: Arc<Sysctls>,
+    /// Rules of the classifier, in order.
+    marks: Arc<Vec<MarkRule>>,
 }
 
 impl State {
@@ -147,6 +153,11 @@ impl State {
                 value,
             });
         }
+        if !self.marks.is_empty() {
+            commands.push(Command::SetMarks {
+                rules: self.marks.to_vec(),
+            });
+        }
         for entry in self.services() {
             commands.push(Command::AddService(entry.service.clone()));
             commands.extend(entry.oldest_first.iter().map(|destination| Command::AddDestination {
@@ -180,6 +191,9 @@ impl State {
                 set.map_err(|error| CommandError::Invalid(error.to_string()))?;
                 self.sysctls = Arc::new(sysctls);
             }
+            Command::AddMark { rule, at } => self.add_mark(rule, *at)?,
+            Command::DeleteMark { which } => self.delete_mark(which)?,
+            Command::SetMarks { rules } => self.set_marks(rules)?,
         }
         Ok(Effect::None)
     }

@@ -29,7 +29,7 @@ impl<'a, D: Driver> Round<'a, D> {
     #[cold]
     pub(super) fn unknown<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
         let table = self.table;
-        let Some(service) = table.service(&parsed.flow) else {
+        let Some(service) = table.service_at(&parsed.flow, interface) else {
             return self.unserved(frame, interface, parsed);
         };
         match self.may_begin(parsed) {
@@ -45,7 +45,7 @@ impl<'a, D: Driver> Round<'a, D> {
         }
         match self.choose(service, &parsed.flow) {
             Ok(choice) if service.one_packet && parsed.flow.protocol == Protocol::UDP => {
-                self.send_once(frame, interface, parsed, &choice)
+                self.send_once(frame, interface, parsed, service, &choice)
             }
             Ok(choice) => self.begin(frame, interface, parsed, service, &choice),
             Err(reason) => {
@@ -193,7 +193,7 @@ impl<'a, D: Driver> Round<'a, D> {
             destination_id: id.0,
             method: destination.method,
             timeout_ticks: ticks,
-            fwmark: 0,
+            fwmark: service.mark(),
         };
         destination.load.add_template(destination.upper_threshold);
         let (connections, table) = (self.connections, self.table);
@@ -275,13 +275,13 @@ impl<'a, D: Driver> Round<'a, D> {
         let destination = choice.destination;
         let new = NewConnection {
             flow: *flow,
-            destination: destination_of(service, destination, flow),
+            destination: service.endpoint_of(&destination.key, flow),
             destination_id: choice.id.0,
             method: destination.method,
             state,
             timeout_ticks,
             client_hop: hop.0,
-            fwmark: 0,
+            fwmark: service.mark(),
             template: choice.template,
         };
         let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
@@ -312,7 +312,7 @@ impl<'a, D: Driver> Round<'a, D> {
     ) -> Option<Verdict> {
         let flow = quote.flow.reversed();
         let table = self.table;
-        let service = table.service(&flow)?;
+        let service = table.service_at(&flow, interface)?;
         if self.is_martian(parsed) {
             return Some(Verdict::Drop(DropReason::Martian));
         }
@@ -325,7 +325,7 @@ impl<'a, D: Driver> Round<'a, D> {
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
         let destination = choice.destination;
-        let to = destination_of(service, destination, &flow);
+        let to = service.endpoint_of(&destination.key, &flow);
         let receiver = Receiver {
             destination,
             method: destination.method,
@@ -389,16 +389,13 @@ impl<'a, D: Driver> Round<'a, D> {
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
+        service: &Service,
         choice: &Choice<'a>,
     ) -> Verdict {
         let destination = choice.destination;
         self.count_begin(destination, parsed);
-        let port = if destination.key.port == 0 {
-            parsed.flow.destination_port()
-        } else {
-            destination.key.port
-        };
-        let endpoint = || Endpoint::from((destination.key.address, port));
+        let DestinationKey { address, port } = service.endpoint_of(&destination.key, &parsed.flow);
+        let endpoint = || Endpoint::from((address, port));
         self.send(frame, interface, parsed, destination.method, destination, endpoint)
     }
 }
@@ -410,18 +407,5 @@ fn is_reset(bytes: &[u8], parsed: &Parsed) -> bool {
         // RFC 9260 section 3.3.7: chunk type 6, the first behind the common header.
         Protocol::SCTP => bytes.get(parsed.l4 as usize + 12) == Some(&6),
         _ => false,
-    }
-}
-
-/// A service with port 0 keeps the client's port, unless the destination has one of its own.
-fn destination_of(service: &Service, destination: &Destination, flow: &FlowKey) -> DestinationKey {
-    let port = if service.key.port() == 0 && destination.key.port == 0 {
-        flow.destination_port()
-    } else {
-        destination.key.port
-    };
-    DestinationKey {
-        address: destination.key.address,
-        port,
     }
 }

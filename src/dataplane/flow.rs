@@ -169,7 +169,9 @@ impl<D: Driver> Round<'_, D> {
             Reach::Hop { .. } => Verdict::Drop(DropReason::NoRoute),
             // The director is the real server. It answers from the VIP itself, so NAT to another port cannot work: the
             // answer would never be seen here.
-            Reach::Local if method != Method::Masq || destination.key.port == parsed.flow.destination_port() => {
+            Reach::Local
+                if method != Method::Masq || [0, parsed.flow.destination_port()].contains(&destination.key.port) =>
+            {
                 Verdict::HandBack
             }
             Reach::Local => Verdict::Drop(DropReason::LocalPort),

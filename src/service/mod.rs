@@ -3,11 +3,16 @@
 //! These are what the control thread owns, what the configuration and the control socket carry, and what the
 //! `ipvsadm` dialect reads and prints. No counters, no table, no I/O.
 
+mod mark;
+
+use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::packet::{Family, Protocol};
+
+pub use mark::{MarkError, MarkRule, PortRange, Prefix};
 
 /// What names a virtual service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,6 +68,9 @@ pub enum TransportProtocol {
 }
 
 impl TransportProtocol {
+    /// All of them.
+    pub const ALL: [TransportProtocol; 3] = [TransportProtocol::Tcp, TransportProtocol::Udp, TransportProtocol::Sctp];
+
     /// Its IP protocol number.
     pub fn number(self) -> Protocol {
         match self {
@@ -70,6 +78,25 @@ impl TransportProtocol {
             TransportProtocol::Udp => Protocol::UDP,
             TransportProtocol::Sctp => Protocol::SCTP,
         }
+    }
+}
+
+impl std::str::FromStr for TransportProtocol {
+    type Err = MarkError;
+
+    fn from_str(name: &str) -> Result<TransportProtocol, MarkError> {
+        let found = TransportProtocol::ALL.into_iter().find(|protocol| protocol.to_string() == name);
+        found.ok_or_else(|| MarkError(format!("{name:?} is none of tcp, udp, sctp")))
+    }
+}
+
+impl fmt::Display for TransportProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TransportProtocol::Tcp => "tcp",
+            TransportProtocol::Udp => "udp",
+            TransportProtocol::Sctp => "sctp",
+        })
     }
 }
 

@@ -31,6 +31,19 @@ impl LocalAddresses {
         self.hosts.contains(address) || self.prefixes.iter().any(|prefix| within(*address, *prefix))
     }
 
+    /// The same and these.
+    pub fn with(&self, more: &HashSet<IpAddr>) -> LocalAddresses {
+        LocalAddresses {
+            hosts: self.hosts.union(more).copied().collect(),
+            prefixes: self.prefixes.clone(),
+        }
+    }
+
+    /// The prefixes, with their lengths in bits.
+    pub fn prefixes(&self) -> impl Iterator<Item = (IpAddr, u8)> {
+        self.prefixes.iter().copied()
+    }
+
     /// The single ones.
     pub fn hosts(&self) -> impl Iterator<Item = IpAddr> {
         self.hosts.iter().copied()

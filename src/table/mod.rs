@@ -7,6 +7,7 @@
 pub mod defence;
 pub mod hops;
 pub mod local;
+pub mod marks;
 pub mod sysctl;
 
 use std::collections::{HashMap, HashSet};
@@ -15,13 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conn::{Connection, Kind};
-use crate::packet::{Family, FlowKey, Mac};
+use crate::packet::{Family, FlowKey, Mac, Protocol};
 use crate::scheduler::{Candidate, Load, Schedule};
-use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
+use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 
 pub use defence::{Defence, Supplies};
 pub use hops::{HopId, Hops};
 pub use local::LocalAddresses;
+pub use marks::Classifier;
 pub use sysctl::Sysctls;
 
 /// Everything the workers know, immutable. One generation is one change (or batch of changes) made live.
@@ -43,6 +45,8 @@ pub struct Table {
     pub sysctls: Arc<Sysctls>,
     /// What of drop_entry, drop_packet and secure_tcp is at work.
     pub defence: Defence,
+    /// Which packets have which firewall mark.
+    pub classifier: Arc<Classifier>,
 }
 
 /// Services by key, and what follows from them.
@@ -53,7 +57,7 @@ pub struct Services {
     /// Some service has port 0.
     any_port: bool,
     /// Services of firewall marks.
-    marks: Vec<Arc<Service>>,
+    marks: HashMap<(u32, Family), Arc<Service>, foldhash::fast::RandomState>,
     /// Where NAT replies come from.
     nat_sources: Arc<NatSources>,
 }
@@ -76,7 +80,9 @@ impl Services {
                     let endpoint = Endpoint::new(protocol.number().0, address, port);
                     all.exact.insert(endpoint, service);
                 }
-                ServiceKey::FwMark { .. } => all.marks.push(service),
+                ServiceKey::FwMark { mark, .. } => {
+                    all.marks.insert((mark, service.key.family()), service);
+                }
             }
         }
         all
@@ -84,12 +90,28 @@ impl Services {
 
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.exact.values().chain(&self.marks)
+        self.exact.values().chain(self.marks.values())
     }
 }
 
 impl Table {
-    /// The service of a client's packet: that of its exact destination address and port, else the one with port 0.
+    /// The service of a client's packet that came in there: of its firewall mark, else of its address. In this order also
+    /// the kernel looks (`ip_vs_service_find`).
+    #[inline]
+    pub fn service_at(&self, flow: &FlowKey, interface: InterfaceId) -> Option<&Arc<Service>> {
+        let marked = || self.service_of_mark(self.classifier.mark(flow, interface)?, flow.family);
+        match self.services.marks.is_empty() {
+            true => self.service(flow),
+            false => marked().or_else(|| self.service(flow)),
+        }
+    }
+
+    /// The service of a firewall mark.
+    pub fn service_of_mark(&self, mark: u32, family: Family) -> Option<&Arc<Service>> {
+        self.services.marks.get(&(mark, family))
+    }
+
+    /// The service of an address: that of exactly the flow's destination address and port, else the one with port 0.
     #[inline]
     pub fn service(&self, flow: &FlowKey) -> Option<&Arc<Service>> {
         let mut endpoint = Endpoint::destination(flow);
@@ -120,10 +142,7 @@ impl Table {
             return false;
         }
         endpoint.port = 0;
-        sources.contains(&endpoint) || {
-            endpoint.protocol = 0;
-            sources.contains(&endpoint)
-        }
+        sources.contains(&endpoint)
     }
 
     /// A destination by its slot.
@@ -156,6 +175,23 @@ pub fn count_off(destinations: &[Option<Arc<Destination>>], gone: &Connection) {
     }
 }
 
+/// An address in two words, as [`destination_words`] has them.
+fn address_words(address: IpAddr) -> [u64; 2] {
+    match address {
+        IpAddr::V4(v4) => [v4.to_bits() as u64, 0],
+        IpAddr::V6(v6) => [(v6.to_bits() >> 64) as u64, v6.to_bits() as u64],
+    }
+}
+
+/// The destination address of a flow in two words.
+#[inline]
+fn destination_words(flow: &FlowKey) -> [u64; 2] {
+    match flow.family {
+        Family::V4 => [flow.addresses[0] & 0xffff_ffff, 0],
+        Family::V6 => [flow.addresses[2], flow.addresses[3]],
+    }
+}
+
 /// Protocol, address and port in a shape that compares and hashes in a few words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Endpoint {
@@ -167,12 +203,8 @@ struct Endpoint {
 
 impl Endpoint {
     fn new(protocol: u8, address: IpAddr, port: u16) -> Endpoint {
-        let words = match address {
-            IpAddr::V4(v4) => [v4.to_bits() as u64, 0],
-            IpAddr::V6(v6) => [(v6.to_bits() >> 64) as u64, v6.to_bits() as u64],
-        };
         Endpoint {
-            address: words,
+            address: address_words(address),
             port,
             protocol,
             family: Family::of(address),
@@ -181,12 +213,8 @@ impl Endpoint {
 
     #[inline]
     fn destination(flow: &FlowKey) -> Endpoint {
-        let address = match flow.family {
-            Family::V4 => [flow.addresses[0] & 0xffff_ffff, 0],
-            Family::V6 => [flow.addresses[2], flow.addresses[3]],
-        };
         Endpoint {
-            address,
+            address: destination_words(flow),
             port: flow.destination_port(),
             protocol: flow.protocol.0,
             family: flow.family,
@@ -208,24 +236,16 @@ pub struct NatSources {
 }
 
 impl NatSources {
-    /// Notes a service's address.
-    pub fn add_service(&mut self, key: &ServiceKey) {
-        if let ServiceKey::Address { address, .. } = *key {
-            self.virtual_addresses.insert(address);
-        }
+    /// Notes an address that a service has.
+    pub fn add_virtual_address(&mut self, address: IpAddr) {
+        self.virtual_addresses.insert(address);
     }
 
-    /// Notes a NAT destination of a service.
-    pub fn add_destination(&mut self, service: &ServiceKey, destination: &DestinationKey) {
-        let protocol = match *service {
-            ServiceKey::Address { protocol, .. } => protocol.number().0,
-            ServiceKey::FwMark { .. } => 0,
-        };
-        // A mark has no protocol, so its destinations match as a whole.
-        let port = if protocol == 0 { 0 } else { destination.port };
+    /// Notes where the replies of a NAT destination come from; port 0 stands for every port.
+    pub fn add_endpoint(&mut self, protocol: TransportProtocol, address: IpAddr, port: u16) {
         self.any_port |= port == 0;
-        self.endpoints
-            .insert(Endpoint::new(protocol, destination.address, port));
+        let protocol = protocol.number().0;
+        self.endpoints.insert(Endpoint::new(protocol, address, port));
     }
 }
 
@@ -255,7 +275,8 @@ impl std::fmt::Debug for Service {
 }
 
 impl Service {
-    /// What names a client's persistence template: its masked address, the virtual address, and the service's port.
+    /// What names a client's persistence template: its masked address, the virtual address, and the service's port. Of a
+    /// mark's service it is no protocol's, and has the mark in the place of the address, in its first four bytes.
     pub fn template_key(&self, flow: &FlowKey) -> Option<FlowKey> {
         let mask = self.persistence?.mask;
         let mut key = *flow;
@@ -268,7 +289,34 @@ impl Service {
             }
         }
         key.ports = self.key.port() as u32;
+        if let ServiceKey::FwMark { mark, .. } = self.key {
+            key.protocol = Protocol::IP;
+            match flow.family {
+                Family::V4 => key.addresses[0] = key.addresses[0] >> 32 << 32 | mark as u64,
+                Family::V6 => (key.addresses[2], key.addresses[3]) = ((mark as u64) << 32, 0),
+            }
+        }
         Some(key)
+    }
+
+    /// Its firewall mark; 0 = it has an address.
+    pub fn mark(&self) -> u32 {
+        match self.key {
+            ServiceKey::FwMark { mark, .. } => mark,
+            ServiceKey::Address { .. } => 0,
+        }
+    }
+
+    /// Where a new connection to one of its destinations goes. A persistent service that is for several ports (port 0, a
+    /// mark) keeps the port that the client asked for, whatever port the destination has (`ip_vs_sched_persist`).
+    pub fn endpoint_of(&self, destination: &DestinationKey, flow: &FlowKey) -> DestinationKey {
+        let asked = flow.destination_port();
+        let several = self.persistence.is_some() && self.key.port() != asked;
+        let keeps = several || destination.port == 0;
+        DestinationKey {
+            address: destination.address,
+            port: if keeps { asked } else { destination.port },
+        }
     }
 
     /// The destination for a new connection, or `None` when none may take it.

@@ -73,15 +73,10 @@ fn exact_before_any_port_and_families_apart() {
 }
 
 #[test]
-fn nat_sources_by_port_any_port_and_mark() {
-    let tcp = service(TransportProtocol::Tcp, "10.0.0.1", 80);
+fn nat_sources_by_port_and_any_port() {
     let mut sources = NatSources::default();
-    let server = |address: &str, port| DestinationKey {
-        address: address.parse().unwrap(),
-        port,
-    };
-    sources.add_service(&tcp.key);
-    sources.add_destination(&tcp.key, &server("10.1.0.1", 8080));
+    sources.add_virtual_address("10.0.0.1".parse().unwrap());
+    sources.add_endpoint(TransportProtocol::Tcp, "10.1.0.1".parse().unwrap(), 8080);
     let table = with(sources);
     let from = |table: &Table, protocol, address, port| {
         table.is_nat_source(&flow(protocol, (address, port), ("192.0.2.1", 9)))
@@ -92,7 +87,7 @@ fn nat_sources_by_port_any_port_and_mark() {
     assert!(table.is_virtual("10.0.0.1".parse().unwrap()));
 
     let mut sources = NatSources::default();
-    sources.add_destination(&ServiceKey::FwMark { mark: 7, ipv6: false }, &server("10.1.0.2", 0));
+    sources.add_endpoint(TransportProtocol::Udp, "10.1.0.2".parse().unwrap(), 0);
     let table = with(sources);
     assert!(from(&table, Protocol::UDP, "10.1.0.2", 53));
     assert!(!from(&table, Protocol::UDP, "10.1.0.3", 53));

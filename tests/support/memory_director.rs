@@ -113,6 +113,16 @@ impl MemoryDirector {
         self.change_to(applied.state);
     }
 
+    /// The classifier's rules, as `[[mark]]` in a configuration.
+    #[allow(dead_code, reason = "as below")]
+    pub fn marks(&mut self, toml: &str) {
+        let config = uvs::control::config::parse("marks".as_ref(), toml, |_| Ok(vec![]));
+        let rules = config.unwrap_or_else(|error| panic!("{error}")).desired.marks().to_vec();
+        let applied = self.state.apply(&Command::SetMarks { rules });
+        let (state, _) = applied.unwrap_or_else(|error| panic!("{error}"));
+        self.change_to(state);
+    }
+
     /// `sysctl -w net.ipv4.vs.NAME=VALUE`.
     pub fn sysctl(&mut self, name: &str, value: &str) {
         let command = Command::SetSysctl {
@@ -151,6 +161,12 @@ impl MemoryDirector {
             interfaces.to_vec().into(),
             Arc::new(LocalAddresses::new(hosts, [])),
         ));
+    }
+
+    /// What the filter in front of this director would look for.
+    #[allow(dead_code, reason = "as below")]
+    pub fn filter_rules(&self) -> std::collections::HashSet<uvs::io::filter::Rule> {
+        self.registry.filter_rules(&self.table.local, &Default::default())
     }
 
     /// One frame in. Its accounting must come out even.

@@ -104,6 +104,9 @@ fn call(command: &Command) -> serde_json::Value {
             "netmask": "255.255.255.255"}}),
         Command::SetTimeouts(t) => json!({"call": "set_timeouts", "timeouts": [t.tcp, t.tcp_fin, t.udp]}),
         Command::SetSysctl { .. } => unreachable!("ipvsadm sets no sysctl"),
+        Command::AddMark { .. } | Command::DeleteMark { .. } | Command::SetMarks { .. } => {
+            unreachable!("ipvsadm has no classifier")
+        }
     }
 }
 

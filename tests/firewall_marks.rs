@@ -1,0 +1,297 @@
+//! Services of firewall marks: the classifier's rules, from frames in memory to real clients.
+//!
+//! How: the director in memory for each decision, and one network of namespaces a driver for what operators use marks for:
+//! one service for ports 80 and 443. Goal: packets go where the kernel's IPVS sends those that netfilter marked.
+
+#[path = "support/memory_director.rs"]
+mod memory_director;
+mod support;
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use etherparse::PacketBuilder;
+use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
+use support::{
+    FAMILIES, Family, HttpClient, HttpServer, Layout, METHODS, Method, Plan, REQUEST_MAX, Scenario, UdpClient,
+    assert_balanced, method_flag, scenario,
+};
+use uvs::conn::{Connection, Kind};
+use uvs::io::filter::Rule;
+use uvs::packet::parse::{Packet, Parsed, parse};
+use uvs::packet::{Offload, Protocol};
+use uvs::service::TransportProtocol;
+
+/// One mark for ports 80 and 443 of both VIPs.
+const WEB: &str = r#"
+    [[mark]]
+    mark = 7
+    protocol = "tcp"
+    destination = "10.200.1.1"
+    destination_port = 80
+    [[mark]]
+    mark = 7
+    protocol = "tcp"
+    destination = "10.200.1.1"
+    destination_port = 443
+    [[mark]]
+    mark = 7
+    destination = "fd00:200::1"
+    destination_port = "80-443"
+"#;
+
+const VIPS: [&str; 2] = ["10.200.1.1", "fd00:200::1"];
+const CLIENTS: [&str; 2] = ["198.51.100.7", "2001:db8::7"];
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16)) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0xc0], [2, 0, 0, 0, 0, 0xd0]);
+    let builder = match (ip(from.0), ip(to.0)) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("one family"),
+    };
+    let mut bytes = Vec::new();
+    let written = match protocol {
+        Protocol::TCP => builder.tcp(from.1, to.1, 1, 9000).syn().write(&mut bytes, &[]),
+        _ => builder.udp(from.1, to.1).write(&mut bytes, b"hello"),
+    };
+    written.expect("a vector takes everything");
+    bytes
+}
+
+fn tcp(from: (&str, u16), to: (&str, u16)) -> Vec<u8> {
+    frame(Protocol::TCP, from, to)
+}
+
+fn inject(director: &mut MemoryDirector, bytes: &[u8]) -> Outcome {
+    director.inject(CLIENT_SIDE, bytes, Offload::default())
+}
+
+fn only_sent(outcome: &Outcome) -> Parsed {
+    assert_eq!((outcome.sent.len(), outcome.handed_back), (1, 0), "{outcome:?}");
+    match parse(&outcome.sent[0].1, Offload::default()) {
+        Ok(Packet::Flow(parsed)) => parsed,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Where the NAT director sends it.
+fn sent_to(director: &mut MemoryDirector, bytes: &[u8]) -> String {
+    let flow = only_sent(&inject(director, bytes)).flow;
+    SocketAddr::new(flow.destination(), flow.destination_port()).to_string()
+}
+
+fn is_handed_back(director: &mut MemoryDirector, bytes: &[u8]) -> bool {
+    let outcome = inject(director, bytes);
+    outcome.sent.is_empty() && outcome.handed_back == 1
+}
+
+fn entries(director: &MemoryDirector, kind: Kind) -> Vec<Connection> {
+    let mut all = director.connections();
+    all.retain(|connection| connection.kind == kind);
+    all
+}
+
+#[test]
+fn one_service_for_two_ports_keeps_a_client_on_one_server() {
+    for (n, servers) in [["172.16.0.11", "172.16.0.12"], ["[fd00:16::11]", "[fd00:16::12]"]].iter().enumerate() {
+        let mut director = MemoryDirector::new(1024);
+        director.marks(WEB);
+        let family = ["", " -6"][n];
+        director.ipvsadm(&format!(
+            "-A -f 7{family} -s rr -p 300; -a -f 7{family} -r {}:0 -m; -a -f 7{family} -r {}:0 -m",
+            servers[0], servers[1]
+        ));
+        let (client, vip) = (CLIENTS[n], VIPS[n]);
+        // The second server was added last, so it is the first in turn; the port asked for stays.
+        assert_eq!(sent_to(&mut director, &tcp((client, 1000), (vip, 80))), format!("{}:80", servers[1]));
+        assert_eq!(sent_to(&mut director, &tcp((client, 1001), (vip, 443))), format!("{}:443", servers[1]));
+        let other = ["198.51.100.8", "2001:db8::8"][n];
+        assert_eq!(sent_to(&mut director, &tcp((other, 1000), (vip, 443))), format!("{}:443", servers[0]));
+        assert!(is_handed_back(&mut director, &tcp((client, 1002), (vip, 22))), "no mark, no service");
+
+        // FACTS: the template's protocol is IP, its virtual address the mark.
+        let templates = entries(&director, Kind::Template);
+        let marked = [ip("0.0.0.7"), ip("0:7::")][n];
+        assert_eq!(templates.len(), 2);
+        for template in &templates {
+            assert_eq!(
+                (template.protocol, template.virtual_address, template.client.1),
+                (Protocol::IP, (marked, 0), 0)
+            );
+            assert_eq!((template.destination.1, template.fwmark), (0, 7));
+        }
+        let connections = entries(&director, Kind::Connection);
+        assert_eq!(connections.len(), 3);
+        for connection in &connections {
+            assert_eq!((connection.fwmark, connection.virtual_address.0), (7, ip(vip)));
+        }
+
+        // Back from the port that the client asked for.
+        let server = servers[1].trim_matches(['[', ']']);
+        let reply = director.inject(SERVER_SIDE, &tcp((server, 443), (client, 1001)), Offload::default());
+        let flow = only_sent(&reply).flow;
+        assert_eq!((flow.source(), flow.source_port()), (ip(vip), 443));
+    }
+}
+
+#[test]
+fn templates_are_of_the_mark_whatever_the_protocol() {
+    let mut director = MemoryDirector::new(1024);
+    director.marks("[[mark]]\nmark = 5\ndestination = \"10.200.1.1\"");
+    director.ipvsadm("-A -f 5 -s rr -p 60; -a -f 5 -r 172.16.0.11:0 -m; -a -f 5 -r 172.16.0.12:0 -m");
+    let (client, vip) = (CLIENTS[0], VIPS[0]);
+    assert_eq!(sent_to(&mut director, &tcp((client, 1), (vip, 80))), "172.16.0.12:80");
+    let datagram = frame(Protocol::UDP, (client, 1), (vip, 53));
+    assert_eq!(sent_to(&mut director, &datagram), "172.16.0.12:53");
+    assert_eq!(entries(&director, Kind::Template).len(), 1);
+}
+
+#[test]
+fn a_marks_service_comes_before_that_of_the_address() {
+    let mut director = MemoryDirector::new(1024);
+    director.ipvsadm("-A -t 10.200.1.1:80 -s rr; -a -t 10.200.1.1:80 -r 172.16.0.11:8080 -m");
+    director.marks(WEB);
+    let (client, vip) = (CLIENTS[0], VIPS[0]);
+    // A mark without a service is no reason to refuse.
+    assert_eq!(sent_to(&mut director, &tcp((client, 1), (vip, 80))), "172.16.0.11:8080");
+    director.ipvsadm("-A -f 7 -s rr; -a -f 7 -r 172.16.0.12:0 -m");
+    assert_eq!(sent_to(&mut director, &tcp((client, 2), (vip, 80))), "172.16.0.12:80");
+    // Of the other family is another service.
+    assert!(is_handed_back(&mut director, &tcp((CLIENTS[1], 2), (VIPS[1], 80))));
+    director.marks("");
+    assert_eq!(sent_to(&mut director, &tcp((client, 3), (vip, 80))), "172.16.0.11:8080");
+    // What began before goes on as it began.
+    assert_eq!(sent_to(&mut director, &tcp((client, 2), (vip, 80))), "172.16.0.12:80");
+}
+
+#[test]
+fn a_destinations_own_port_counts_without_persistence_only() {
+    for (persistence, expected) in [("", "172.16.0.11:8080"), ("-p 60", "172.16.0.11:443")] {
+        let mut director = MemoryDirector::new(1024);
+        director.marks(WEB);
+        director.ipvsadm(&format!("-A -f 7 -s rr {persistence}; -a -f 7 -r 172.16.0.11:8080 -m"));
+        assert_eq!(sent_to(&mut director, &tcp((CLIENTS[0], 1), (VIPS[0], 443))), expected);
+    }
+}
+
+#[test]
+fn one_packet_scheduling_of_a_mark_is_for_datagrams() {
+    let mut director = MemoryDirector::new(1024);
+    director.marks("[[mark]]\nmark = 9\ndestination = \"10.200.1.1\"\ndestination_port = \"50-60\"");
+    director.ipvsadm("-A -f 9 -s rr -o; -a -f 9 -r 172.16.0.11:0 -m; -a -f 9 -r 172.16.0.12:0 -m");
+    let datagram = frame(Protocol::UDP, (CLIENTS[0], 1), (VIPS[0], 53));
+    assert_eq!(sent_to(&mut director, &datagram), "172.16.0.12:53");
+    assert_eq!(sent_to(&mut director, &datagram), "172.16.0.11:53");
+    assert!(director.connections().is_empty());
+    let segment = tcp((CLIENTS[0], 1), (VIPS[0], 53));
+    let first = sent_to(&mut director, &segment);
+    assert_eq!(sent_to(&mut director, &segment), first);
+    assert_eq!(director.connections().len(), 1);
+}
+
+#[test]
+fn every_method_forwards_what_is_marked() {
+    for (flag, protocol) in [("-g", 6u8), ("-i", 4)] {
+        let mut director = MemoryDirector::new(1024);
+        director.marks(WEB);
+        director.ipvsadm(&format!("-A -f 7 -s rr; -a -f 7 -r 172.16.0.11 {flag}"));
+        let outcome = inject(&mut director, &tcp((CLIENTS[0], 1), (VIPS[0], 443)));
+        assert_eq!(outcome.sent.len(), 1, "{flag}");
+        let (interface, bytes) = &outcome.sent[0];
+        assert_eq!((*interface, bytes[5], bytes[23]), (SERVER_SIDE, 0xa1, protocol), "{flag}");
+    }
+}
+
+fn service(protocol: TransportProtocol, address: &str, port: u16) -> Rule {
+    Rule::Service {
+        protocol,
+        address: ip(address),
+        port,
+    }
+}
+
+#[test]
+fn the_filter_lets_through_what_a_mark_can_match() {
+    use TransportProtocol::{Sctp, Tcp, Udp};
+    let services = |director: &MemoryDirector| -> HashSet<Rule> {
+        let mut rules = director.filter_rules();
+        rules.retain(|rule| matches!(rule, Rule::Service { .. }));
+        rules
+    };
+    let mut director = MemoryDirector::new(1024);
+    director.marks(WEB);
+    assert_eq!(services(&director), HashSet::new(), "no service, no frames");
+    director.ipvsadm("-A -f 7 -s rr; -a -f 7 -r 172.16.0.11:0 -m");
+    let web = HashSet::from([80, 443].map(|port| service(Tcp, VIPS[0], port)));
+    assert_eq!(services(&director), web);
+    // Replies come from the same ports.
+    for port in [80, 443] {
+        assert!(director.filter_rules().contains(&Rule::NatDestination {
+            protocol: Tcp,
+            address: ip("172.16.0.11"),
+            port
+        }));
+    }
+    // A wide range stands for all ports, and a rule without protocol for all.
+    director.ipvsadm("-A -f 7 -6 -s rr");
+    let wide: HashSet<Rule> = [Tcp, Udp, Sctp].map(|protocol| service(protocol, VIPS[1], 0)).into();
+    assert_eq!(services(&director), web.union(&wide).copied().collect());
+
+    // Addresses that are not the director's are not IPVS's.
+    director.ipvsadm("-C");
+    director.ipvsadm("-A -f 1 -s rr");
+    director.marks("[[mark]]\nmark = 1\nprotocol = \"udp\"\ndestination = \"192.0.2.9\"");
+    assert_eq!(services(&director), HashSet::new());
+    director.marks(
+        "[[mark]]\nmark = 1\nprotocol = \"udp\"\ndestination = \"10.0.0.0/8\"\ndestination_port = \"7-9\"\n\
+         [[mark]]\nmark = 2\ndestination_port = 1",
+    );
+    let mut expected = HashSet::new();
+    for port in 7..=9 {
+        expected.extend(["10.0.0.1", VIPS[0]].map(|address| service(Udp, address, port)));
+    }
+    assert_eq!(services(&director), expected);
+
+    // A rule that goes leaves its frames to us as long as the mark's service has connections.
+    director.marks("[[mark]]\nmark = 1\nprotocol = \"udp\"\ndestination = \"10.200.1.1\"\ndestination_port = 53");
+    director.ipvsadm("-a -f 1 -r 172.16.0.11:0 -m");
+    let datagram = frame(Protocol::UDP, (CLIENTS[0], 1), (VIPS[0], 53));
+    assert_eq!(sent_to(&mut director, &datagram), "172.16.0.11:53");
+    director.marks("");
+    let kept = HashSet::from([service(Udp, VIPS[0], 53)]);
+    assert_eq!(services(&director), kept);
+    assert_eq!(sent_to(&mut director, &datagram), "172.16.0.11:53");
+    director.ipvsadm("-A -t 10.200.1.1:22 -s rr; -D -f 1");
+    assert!(services(&director).contains(&service(Udp, VIPS[0], 53)));
+}
+
+// --- with real clients --------------------------------------------------------------------------------------------
+
+fn ipvsadm(s: &mut Scenario, arguments: &str) -> String {
+    let director = s.director().expect("a director");
+    director.ipvsadm(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"))
+}
+
+/// `uvs mark …` at the running director.
+fn mark(s: &mut Scenario, arguments: &str) -> String {
+    let arguments: Vec<&str> = ["mark"].into_iter().chain(arguments.split(' ')).collect();
+    let director = s.director().expect("a director");
+    director.uvs(&arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+}
+
+fn get(s: &Scenario, to: SocketAddr) -> std::io::Result<String> {
+    HttpClient::connect(s.topology.client.namespace(), None, to, REQUEST_MAX)?.get("/")
+}
+
+/// Rows of `-Lnc`, without the time that they have left.
+fn connection_rows(s: &mut Scenario) -> Vec<String> {
+    let text = ipvsadm(s, "-Lnc");
+    let without_time = |line: &str| format!("{}{}", &line[..4], &line[10..]);
+    text.lines().skip(2).map(without_time).collect()
+}
