@@ -20,7 +20,8 @@ use crate::control;
 use crate::control::client::Client;
 use crate::ipvsadm;
 use crate::options::{
-    DecapOptions, DemoOptions, MarkOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions, SysctlOptions,
+    DecapOptions, DemoOptions, MarkOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions,
+    SysctlOptions,
 };
 
 /// A Linux Virtual Server director in userspace: IPVS on AF_XDP or packet sockets, with ipvsadm's commands and output

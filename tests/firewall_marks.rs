@@ -99,7 +99,10 @@ fn entries(director: &MemoryDirector, kind: Kind) -> Vec<Connection> {
 
 #[test]
 fn one_service_for_two_ports_keeps_a_client_on_one_server() {
-    for (n, servers) in [["172.16.0.11", "172.16.0.12"], ["[fd00:16::11]", "[fd00:16::12]"]].iter().enumerate() {
+    for (n, servers) in [["172.16.0.11", "172.16.0.12"], ["[fd00:16::11]", "[fd00:16::12]"]]
+        .iter()
+        .enumerate()
+    {
         let mut director = MemoryDirector::new(1024);
         director.marks(WEB);
         let family = ["", " -6"][n];
@@ -109,11 +112,23 @@ fn one_service_for_two_ports_keeps_a_client_on_one_server() {
         ));
         let (client, vip) = (CLIENTS[n], VIPS[n]);
         // The second server was added last, so it is the first in turn; the port asked for stays.
-        assert_eq!(sent_to(&mut director, &tcp((client, 1000), (vip, 80))), format!("{}:80", servers[1]));
-        assert_eq!(sent_to(&mut director, &tcp((client, 1001), (vip, 443))), format!("{}:443", servers[1]));
+        assert_eq!(
+            sent_to(&mut director, &tcp((client, 1000), (vip, 80))),
+            format!("{}:80", servers[1])
+        );
+        assert_eq!(
+            sent_to(&mut director, &tcp((client, 1001), (vip, 443))),
+            format!("{}:443", servers[1])
+        );
         let other = ["198.51.100.8", "2001:db8::8"][n];
-        assert_eq!(sent_to(&mut director, &tcp((other, 1000), (vip, 443))), format!("{}:443", servers[0]));
-        assert!(is_handed_back(&mut director, &tcp((client, 1002), (vip, 22))), "no mark, no service");
+        assert_eq!(
+            sent_to(&mut director, &tcp((other, 1000), (vip, 443))),
+            format!("{}:443", servers[0])
+        );
+        assert!(
+            is_handed_back(&mut director, &tcp((client, 1002), (vip, 22))),
+            "no mark, no service"
+        );
 
         // FACTS: the template's protocol is IP, its virtual address the mark.
         let templates = entries(&director, Kind::Template);
@@ -204,7 +219,11 @@ fn every_method_forwards_what_is_marked() {
         let outcome = inject(&mut director, &tcp((CLIENTS[0], 1), (VIPS[0], 443)));
         assert_eq!(outcome.sent.len(), 1, "{flag}");
         let (interface, bytes) = &outcome.sent[0];
-        assert_eq!((*interface, bytes[5], bytes[23]), (SERVER_SIDE, 0xa1, protocol), "{flag}");
+        assert_eq!(
+            (*interface, bytes[5], bytes[23]),
+            (SERVER_SIDE, 0xa1, protocol),
+            "{flag}"
+        );
     }
 }
 
@@ -275,14 +294,21 @@ fn the_filter_lets_through_what_a_mark_can_match() {
 
 fn ipvsadm(s: &mut Scenario, arguments: &str) -> String {
     let director = s.director().expect("a director");
-    director.ipvsadm(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"))
+    director
+        .ipvsadm(arguments)
+        .unwrap_or_else(|error| panic!("{arguments}: {error}"))
 }
 
 /// `uvs mark …` at the running director.
 fn mark(s: &mut Scenario, arguments: &str) -> String {
     let arguments: Vec<&str> = ["mark"].into_iter().chain(arguments.split(' ')).collect();
-    let director = s.director().expect("a director");
-    director.uvs(&arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    let output = s
+        .director()
+        .expect("a director")
+        .output(&arguments)
+        .expect("uvs mark runs");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
 }
 
 fn get(s: &Scenario, to: SocketAddr) -> std::io::Result<String> {
@@ -292,6 +318,251 @@ fn get(s: &Scenario, to: SocketAddr) -> std::io::Result<String> {
 /// Rows of `-Lnc`, without the time that they have left.
 fn connection_rows(s: &mut Scenario) -> Vec<String> {
     let text = ipvsadm(s, "-Lnc");
-    let without_time = |line: &str| format!("{}{}", &line[..4], &line[10..]);
+    let without_time = |line: &str| format!("{}{}", &line[..4], &line[11..]);
     text.lines().skip(2).map(without_time).collect()
+}
+
+/// The mark of a method's service.
+fn mark_of(method: Method) -> usize {
+    1 + METHODS.iter().position(|other| *other == method).expect("a method")
+}
+
+const BOTH: [u16; 2] = [80, 443];
+
+#[test]
+fn ports_80_and_443_are_one_persistent_service() {
+    for driver in ["xdp", "raw"] {
+        let Some(mut s) = scenario(&format!("mark-{driver}"), Plan::new(Layout::OneSegment)) else {
+            return;
+        };
+        let secure = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 443));
+        let start = |host: &support::Host| HttpServer::start(host.namespace(), secure, &format!("{}-hk", host.name()));
+        let _secure: Vec<HttpServer> = s
+            .topology
+            .servers
+            .iter()
+            .map(|host| start(host).expect("port 443"))
+            .collect();
+        for method in METHODS {
+            for family in FAMILIES {
+                s.offer(method, family).expect("a VIP");
+            }
+        }
+        s.start(&["--driver", driver]).expect("the director starts");
+        for method in METHODS {
+            let number = mark_of(method);
+            for family in FAMILIES {
+                let vip = s.topology.vip(method, family);
+                for port in BOTH {
+                    mark(&mut s, &format!("add {number} -p tcp -d {vip} --dport {port}"));
+                }
+                let six = if family == Family::V6 { " -6" } else { "" };
+                ipvsadm(&mut s, &format!("-A -f {number}{six} -s rr -p 300"));
+                for n in 0..2 {
+                    let server = SocketAddr::new(s.topology.server_address(n, family), 0);
+                    ipvsadm(
+                        &mut s,
+                        &format!("-a -f {number}{six} -r {server} {}", method_flag(method)),
+                    );
+                }
+            }
+        }
+        let mut open = everyone_stays(&s);
+        listings(&mut s);
+
+        // Killed and started again: rules, connections and templates are there.
+        let saved = (
+            mark(&mut s, "list --json"),
+            ipvsadm(&mut s, "-Sn"),
+            connection_rows(&mut s),
+        );
+        s.director().expect("a director").process().kill().expect("killed");
+        s.start(&["--driver", driver]).expect("it starts again");
+        assert_eq!(mark(&mut s, "list --json"), saved.0);
+        assert_eq!(ipvsadm(&mut s, "-Sn"), saved.1);
+        let sorted = |mut rows: Vec<String>| {
+            rows.sort();
+            rows
+        };
+        assert_eq!(sorted(connection_rows(&mut s)), sorted(saved.2));
+        for (client, server) in &mut open {
+            assert_eq!(client.get("/").expect("the connection goes on"), *server);
+        }
+        drop(open);
+        let again = everyone_stays(&s);
+        drop(again);
+        assert_balanced(&mut s);
+
+        // Rules that go take nothing from connections that are there, and new ones find the local stack.
+        let to = SocketAddr::new(s.topology.vip(Method::Masq, Family::V4), 443);
+        let mut client =
+            HttpClient::connect(s.topology.client.namespace(), None, to, REQUEST_MAX).expect("a connection");
+        let server = client.get("/").expect("an answer");
+        mark(&mut s, "clear");
+        assert_eq!(client.get("/").expect("it goes on"), server);
+        let refused = get(&s, to).expect_err("nobody serves it");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+}
+
+/// The same client is served by one server at both ports, of each method and family. The connections stay open.
+fn everyone_stays(s: &Scenario) -> Vec<(HttpClient, String)> {
+    let mut open = Vec::new();
+    for method in METHODS {
+        for family in FAMILIES {
+            let mut servers = HashSet::new();
+            for port in [80, 443, 80, 443] {
+                let to = SocketAddr::new(s.topology.vip(method, family), port);
+                let client = HttpClient::connect(s.topology.client.namespace(), None, to, REQUEST_MAX);
+                let mut client = client.unwrap_or_else(|error| panic!("{method:?} {to}: {error}"));
+                let server = client
+                    .get("/")
+                    .unwrap_or_else(|error| panic!("{method:?} {to}: {error}"));
+                servers.insert(server.clone());
+                open.push((client, server));
+            }
+            assert_eq!(servers.len(), 1, "{method:?} {family:?}: {servers:?}");
+        }
+    }
+    open
+}
+
+/// What ipvsadm shows of them, to the byte.
+fn listings(s: &mut Scenario) {
+    let number = mark_of(Method::Masq);
+    let text = ipvsadm(s, &format!("-Ln -f {number}"));
+    assert_eq!(
+        text,
+        format!(
+            "Prot LocalAddress:Port Scheduler Flags\n  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn\n\
+             FWM  {number} rr persistent 300\n  \
+             -> 172.25.7.3:0                 Masq    1      0          0         \n  \
+             -> 172.25.7.4:0                 Masq    1      4          0         \n"
+        )
+    );
+    let text = ipvsadm(s, &format!("-Ln --persistent-conn -f {number}"));
+    assert!(
+        text.contains("  -> 172.25.7.4:0                 1         1           4          0         \n"),
+        "{text}"
+    );
+    let text = ipvsadm(s, &format!("-Ln --stats -f {number}"));
+    let row = |start: &str| -> Vec<u64> {
+        let line = text.lines().find(|line| line.trim_start().starts_with(start));
+        let line = line.unwrap_or_else(|| panic!("no {start} in {text}"));
+        line[33..]
+            .split_ascii_whitespace()
+            .map(|word| word.parse().expect("a number"))
+            .collect()
+    };
+    let (service, server) = (row("FWM"), row("-> 172.25.7.4:0"));
+    assert_eq!((service[0], &service), (4, &server), "{text}");
+    assert!(service[1] >= 12 && service[2] >= 8, "{text}");
+
+    let rows = connection_rows(s);
+    let client = s.topology.client_address(Method::Masq, Family::V4);
+    let client = SocketAddr::new(client, 0).to_string();
+    let template = format!("IP  NONE        {client:<18} 0.0.0.{number}:0          172.25.7.4:0");
+    assert!(rows.contains(&template), "no `{template}` in {rows:#?}");
+    assert!(
+        rows.iter()
+            .any(|row| row.starts_with("IP  NONE        [fd00:") && row.contains(&format!("[0:{number}::]:0"))),
+        "{rows:#?}"
+    );
+    let vip = s.topology.vip(Method::Masq, Family::V4);
+    for port in BOTH {
+        let end = format!("{:<18} 172.25.7.4:{port}", SocketAddr::new(vip, port).to_string());
+        let found = rows
+            .iter()
+            .filter(|row| row.starts_with("TCP ESTABLISHED ") && row.ends_with(&end));
+        assert_eq!(found.count(), 2, "{end}: {rows:#?}");
+    }
+}
+
+#[test]
+fn a_reload_changes_the_classifier_and_restored_rules_find_it() {
+    let Some(mut s) = scenario("mark-reload", Plan::new(Layout::TwoArmed)) else {
+        return;
+    };
+    s.offer(Method::Masq, Family::V4).expect("the VIP");
+    let vip = s.topology.vip(Method::Masq, Family::V4);
+    let configuration = |ports: &str| {
+        let mut text = "interfaces = [\"eth0\", \"eth1\"]\n".to_owned();
+        text +=
+            &format!("[[mark]]\nmark = 7\ninterface = \"eth0\"\ndestination = \"{vip}\"\ndestination_port = {ports}\n");
+        text += "[[service]]\nfwmark = 7\nscheduler = \"rr\"\n";
+        for n in 0..2 {
+            let server = s.topology.server_address(n, Family::V4);
+            text += &format!("[[service.destination]]\naddress = \"{server}\"\nmethod = \"masq\"\n");
+        }
+        text
+    };
+    let (narrow, wide) = (configuration("81"), configuration("\"80-1079\""));
+    let file = s.topology.cluster.directory().join("uvs.toml");
+    std::fs::write(&file, narrow).expect("written");
+    s.start(&["--config", &file.display().to_string()])
+        .expect("the director starts");
+    let to = SocketAddr::new(vip, 80);
+    let refused = get(&s, to).expect_err("port 80 has no mark");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+
+    std::fs::write(&file, wide).expect("written");
+    s.director().expect("a director").process().signal(1).expect("SIGHUP");
+    let start = Instant::now();
+    while !mark(&mut s, "list").contains("80-1079") {
+        assert!(start.elapsed() < Duration::from_secs(3), "{}", mark(&mut s, "list"));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(get(&s, to).expect("an answer"), "server2-hk");
+    assert_eq!(get(&s, to).expect("an answer"), "server1-hk");
+    let echo = UdpClient::connect(s.topology.client.namespace(), None, to, REQUEST_MAX).expect("a socket");
+    let answer = echo.ask(b"hello").expect("an answer");
+    assert!(
+        answer.starts_with(b"server2-hk "),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    // The range stands for all ports in the filter: what nobody serves is the local stack's, which answers.
+    let other = SocketAddr::new(vip, 22);
+    let everywhere: SocketAddr = "0.0.0.0:22".parse().expect("an address");
+    let _own = HttpServer::start(s.topology.director.namespace(), everywhere, "director").expect("a server");
+    assert_eq!(get(&s, other).expect("an answer"), "director");
+    assert_balanced(&mut s);
+
+    // What ipvsadm saves and restores is the services; the classifier is not its affair.
+    let saved = ipvsadm(&mut s, "-Sn");
+    assert_eq!(
+        saved,
+        "-A -f 7 -s rr\n-a -f 7 -r 192.168.0.11:0 -m -w 1\n-a -f 7 -r 192.168.0.12:0 -m -w 1\n"
+    );
+    ipvsadm(&mut s, "-C");
+    let rules = s.topology.cluster.directory().join("rules");
+    std::fs::write(&rules, saved).expect("written");
+    let director = s.director().expect("a director");
+    let stdin = std::fs::File::open(&rules).expect("the rules");
+    let status = director
+        .command(&["ipvsadm", "-R"])
+        .stdin(stdin)
+        .status()
+        .expect("ipvsadm runs");
+    assert!(status.success());
+    assert!(get(&s, to).is_ok());
+    // A mistake is answered, and changes nothing.
+    let before = mark(&mut s, "list");
+    let output = s
+        .director()
+        .expect("a director")
+        .output(&["mark", "add", "7", "-d", "10.0.0.1/8"])
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("10.0.0.0/8 is meant"),
+        "{output:?}"
+    );
+    let output = s
+        .director()
+        .expect("a director")
+        .output(&["mark", "delete", "-n", "9"])
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(mark(&mut s, "list"), before);
 }

@@ -20,7 +20,11 @@ pub fn mark(action: &MarkAction, transport: &mut dyn Transport) -> Result<String
             which: match (options.number, &options.mark) {
                 (Some(number), _) => WhichMark::Number(number),
                 (None, Some(mark)) => WhichMark::Rule(rule(mark, &options.matching)?),
-                (None, None) => return Err(AskError::Usage("delete: the rule or its --number is missing".to_owned())),
+                (None, None) => {
+                    return Err(AskError::Usage(
+                        "delete: the rule or its --number is missing".to_owned(),
+                    ));
+                }
             },
         },
         MarkAction::Clear(_) => Command::SetMarks { rules: Vec::new() },
@@ -56,7 +60,9 @@ fn protocol(name: Option<&str>) -> Result<Option<TransportProtocol>, AskError> {
         None | Some("any" | "all") => Ok(None),
         Some(name) => match TransportProtocol::from_str(name) {
             Ok(protocol) => Ok(Some(protocol)),
-            Err(_) => Err(AskError::Usage(format!("--protocol {name:?} is none of any, tcp, udp, sctp"))),
+            Err(_) => Err(AskError::Usage(format!(
+                "--protocol {name:?} is none of any, tcp, udp, sctp"
+            ))),
         },
     }
 }
@@ -170,8 +176,16 @@ mod tests {
             "Num  Mark  Protocol  Source  Port  Destination  Port  Interface\n"
         );
         run(daemon, "add 7 -p tcp -d 192.0.2.1 --dport 80").unwrap();
-        run(daemon, "add 7 --protocol tcp --destination 192.0.2.1/32 --destination-port 443").unwrap();
-        run(daemon, "add 0xffffffff -s 2001:db8::/32 --sport 1024:65535 -i eth0 --at 1").unwrap();
+        run(
+            daemon,
+            "add 7 --protocol tcp --destination 192.0.2.1/32 --destination-port 443",
+        )
+        .unwrap();
+        run(
+            daemon,
+            "add 0xffffffff -s 2001:db8::/32 --sport 1024:65535 -i eth0 --at 1",
+        )
+        .unwrap();
         assert_eq!(
             run(daemon, "list").unwrap(),
             "Num  Mark        Protocol  Source         Port        Destination  Port  Interface\n\
@@ -197,8 +211,14 @@ mod tests {
             ("add 0 -p tcp", "a firewall mark is 1 to 4294967295, not 0"),
             ("add seven", "\"seven\" is no mark: 1 to 4294967295"),
             ("add 7 -p gre", "--protocol \"gre\" is none of any, tcp, udp, sctp"),
-            ("add 7 -d 192.0.2.1/24", "--destination \"192.0.2.1/24\": bits are set beyond the prefix"),
-            ("add 7 --dport 90-80", "--destination-port \"90-80\": the range ends before it begins"),
+            (
+                "add 7 -d 192.0.2.1/24",
+                "--destination \"192.0.2.1/24\": bits are set beyond the prefix",
+            ),
+            (
+                "add 7 --dport 90-80",
+                "--destination-port \"90-80\": the range ends before it begins",
+            ),
             ("add 7 -s ::1 -d 192.0.2.1", "different address families"),
             ("add 7 -p tcp -d 192.0.2.1 --dport 80", "rule number 1 is the same"),
             ("add 8 --at 3", "a rule cannot be number 3: there are 1"),

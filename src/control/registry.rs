@@ -109,7 +109,7 @@ impl Registry {
 
     /// Follows the change from one state to the next. `true`: what the filter must look for may have changed.
     pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) -> bool {
-        let mut nat_changed = self.marks.follow(after.marks());
+        let mut nat_changed = self.forget_old_marks() | self.marks.follow(after.marks());
         self.awaited.clear();
         for old in before.services() {
             let key = &old.service.key;
@@ -287,7 +287,10 @@ impl Registry {
                 return *id;
             }
         }
-        if let Some(id) = services.iter().find_map(|service| self.by_address_alone(service, &destination)) {
+        if let Some(id) = services
+            .iter()
+            .find_map(|service| self.by_address_alone(service, &destination))
+        {
             return id;
         }
         let gone = service::Destination {

@@ -255,7 +255,11 @@ impl FromStr for PortRange {
     /// `80`, `8000-8100` (as nft writes it) or `8000:8100` (as iptables does).
     fn from_str(text: &str) -> Result<PortRange, MarkError> {
         let (first, last) = text.split_once(['-', ':']).unwrap_or((text, text));
-        let refused = |_| MarkError(format!("{text:?} is no port or range of ports, such as 80 or 8000-8100"));
+        let refused = |_| {
+            MarkError(format!(
+                "{text:?} is no port or range of ports, such as 80 or 8000-8100"
+            ))
+        };
         let (first, last) = (first.parse().map_err(refused)?, last.parse().map_err(refused)?);
         if first > last {
             return Err(MarkError(format!("{text:?}: the range ends before it begins")));
@@ -325,12 +329,22 @@ mod tests {
         for (address, inside) in [("192.0.2.129", true), ("192.0.2.127", false), ("::c000:281", false)] {
             assert_eq!(prefix.contains(address.parse().unwrap()), inside, "{address}");
         }
-        assert!("::/0".parse::<Prefix>().unwrap().contains("2001:db8::1".parse().unwrap()));
+        assert!(
+            "::/0"
+                .parse::<Prefix>()
+                .unwrap()
+                .contains("2001:db8::1".parse().unwrap())
+        );
     }
 
     #[test]
     fn port_ranges_are_read_and_printed() {
-        for (text, printed) in [("80", "80"), ("8000-8100", "8000-8100"), ("1:65535", "1-65535"), ("7-7", "7")] {
+        for (text, printed) in [
+            ("80", "80"),
+            ("8000-8100", "8000-8100"),
+            ("1:65535", "1-65535"),
+            ("7-7", "7"),
+        ] {
             assert_eq!(text.parse::<PortRange>().unwrap().to_string(), printed);
         }
         for text in ["", "-", "80-", "-80", "65536", "80,443", "90-80"] {
@@ -371,13 +385,22 @@ mod tests {
             interface: None,
         };
         rule.check().unwrap();
-        let zero = MarkRule { mark: 0, ..rule.clone() };
+        let zero = MarkRule {
+            mark: 0,
+            ..rule.clone()
+        };
         assert!(zero.check().unwrap_err().to_string().contains("not 0"));
         let mixed = MarkRule {
             source: Some("2001:db8::/32".parse().unwrap()),
             ..rule.clone()
         };
-        assert!(mixed.check().unwrap_err().to_string().contains("different address families"));
+        assert!(
+            mixed
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("different address families")
+        );
         let nameless = MarkRule {
             interface: Some(String::new()),
             ..rule

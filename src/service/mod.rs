@@ -85,7 +85,9 @@ impl std::str::FromStr for TransportProtocol {
     type Err = MarkError;
 
     fn from_str(name: &str) -> Result<TransportProtocol, MarkError> {
-        let found = TransportProtocol::ALL.into_iter().find(|protocol| protocol.to_string() == name);
+        let found = TransportProtocol::ALL
+            .into_iter()
+            .find(|protocol| protocol.to_string() == name);
         found.ok_or_else(|| MarkError(format!("{name:?} is none of tcp, udp, sctp")))
     }
 }

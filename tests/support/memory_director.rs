@@ -117,7 +117,11 @@ impl MemoryDirector {
     #[allow(dead_code, reason = "as below")]
     pub fn marks(&mut self, toml: &str) {
         let config = uvs::control::config::parse("marks".as_ref(), toml, |_| Ok(vec![]));
-        let rules = config.unwrap_or_else(|error| panic!("{error}")).desired.marks().to_vec();
+        let rules = config
+            .unwrap_or_else(|error| panic!("{error}"))
+            .desired
+            .marks()
+            .to_vec();
         let applied = self.state.apply(&Command::SetMarks { rules });
         let (state, _) = applied.unwrap_or_else(|error| panic!("{error}"));
         self.change_to(state);

@@ -35,7 +35,11 @@ impl Source<'_> {
         let Some(mark) = self.number("mark", &table.mark, 1..=i64::from(u32::MAX))? else {
             return Err(self.fault(spanned.span().start, "mark", "a rule needs the mark that it gives"));
         };
-        let protocol = table.protocol.as_ref().map(|text| self.mark_protocol(text)).transpose()?;
+        let protocol = table
+            .protocol
+            .as_ref()
+            .map(|text| self.mark_protocol(text))
+            .transpose()?;
         let rule = MarkRule {
             mark,
             protocol: protocol.flatten(),
@@ -57,14 +61,22 @@ impl Source<'_> {
         if name == "any" {
             return Ok(None);
         }
-        let refused = || self.fault(text.span().start, "protocol", format!("{name:?} is none of any, tcp, udp, sctp"));
+        let refused = || {
+            self.fault(
+                text.span().start,
+                "protocol",
+                format!("{name:?} is none of any, tcp, udp, sctp"),
+            )
+        };
         TransportProtocol::from_str(name).map(Some).map_err(|_| refused())
     }
 
     fn part<T: FromStr<Err = MarkError>>(&self, key: &str, text: &Option<Spanned<String>>) -> Result<Option<T>, Fault> {
         let Some(text) = text else { return Ok(None) };
         let parsed = text.get_ref().parse();
-        parsed.map(Some).map_err(|error: MarkError| self.fault(text.span().start, key, error.to_string()))
+        parsed
+            .map(Some)
+            .map_err(|error: MarkError| self.fault(text.span().start, key, error.to_string()))
     }
 
     fn ports<T: FromStr<Err = MarkError>>(
@@ -77,6 +89,8 @@ impl Source<'_> {
             PortValue::Number(port) => port.to_string().parse(),
             PortValue::Text(text) => text.parse(),
         };
-        parsed.map(Some).map_err(|error: MarkError| self.fault(value.span().start, key, error.to_string()))
+        parsed
+            .map(Some)
+            .map_err(|error: MarkError| self.fault(value.span().start, key, error.to_string()))
     }
 }

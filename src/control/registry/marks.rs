@@ -210,7 +210,11 @@ fn nat_ports<'a>(
     let mut all = HashSet::new();
     for rule in rules {
         let ports = rule.destination_port.unwrap_or(PortRange::ALL);
-        let ports = if single_ports(ports).is_some() { ports } else { PortRange::from(0) };
+        let ports = if single_ports(ports).is_some() {
+            ports
+        } else {
+            PortRange::from(0)
+        };
         for &protocol in rule.protocols() {
             all.extend(own.then_some((protocol, own_port)));
             all.extend(ports.ports().filter(|_| asked).map(|port| (protocol, port)));

@@ -90,7 +90,9 @@ mod tests {
 
     fn run(state: &mut State, command: Command) -> Result<(), String> {
         let applied = state.apply(&command);
-        applied.map(|(after, _)| *state = after).map_err(|error| error.to_string())
+        applied
+            .map(|(after, _)| *state = after)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -102,8 +104,20 @@ mod tests {
         run(&mut state, add(3, Some(1))).unwrap();
         run(&mut state, add(4, Some(4))).unwrap();
         assert_eq!(marks(&state), [3, 1, 2, 4]);
-        run(&mut state, Command::DeleteMark { which: WhichMark::Number(2) }).unwrap();
-        run(&mut state, Command::DeleteMark { which: WhichMark::Rule(rule(4)) }).unwrap();
+        run(
+            &mut state,
+            Command::DeleteMark {
+                which: WhichMark::Number(2),
+            },
+        )
+        .unwrap();
+        run(
+            &mut state,
+            Command::DeleteMark {
+                which: WhichMark::Rule(rule(4)),
+            },
+        )
+        .unwrap();
         assert_eq!(marks(&state), [3, 2]);
         let saved = State::default().apply_all(&state.commands(), true);
         assert_eq!(saved.state, state);
@@ -113,11 +127,15 @@ mod tests {
             (add(2, None), "rule number 2 is the same: `2 --destination 192.0.2.1`"),
             (add(0, None), "a firewall mark is 1 to 4294967295, not 0"),
             (
-                Command::DeleteMark { which: WhichMark::Number(3) },
+                Command::DeleteMark {
+                    which: WhichMark::Number(3),
+                },
                 "there is no rule number 3: there are 2",
             ),
             (
-                Command::DeleteMark { which: WhichMark::Rule(rule(9)) },
+                Command::DeleteMark {
+                    which: WhichMark::Rule(rule(9)),
+                },
                 "there is no rule `9 --destination 192.0.2.1`",
             ),
         ] {
