@@ -227,6 +227,87 @@ fn every_method_forwards_what_is_marked() {
     }
 }
 
+/// An ESP packet of this length behind the IP header.
+fn esp(from: &str, to: &str, len: usize) -> Vec<u8> {
+    let mut bytes = frame(Protocol::UDP, (from, 1), (to, 1));
+    let payload: Vec<u8> = (0..len).map(|n| n as u8).collect();
+    if bytes[14] >> 4 == 4 {
+        bytes.truncate(34);
+        bytes[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
+        bytes[23] = 50;
+        bytes[24..26].fill(0);
+        let sum = uvs::packet::checksum::of(&bytes[14..34]);
+        bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        bytes.truncate(54);
+        bytes[18..20].copy_from_slice(&(len as u16).to_be_bytes());
+        bytes[20] = 50;
+    }
+    bytes.extend(payload);
+    bytes
+}
+
+#[test]
+fn esp_follows_its_key_exchange() {
+    for (n, servers) in [["172.16.0.11", "172.16.0.12"], ["[fd00:16::11]", "[fd00:16::12]"]]
+        .iter()
+        .enumerate()
+    {
+        let (client, vip, family) = (CLIENTS[n], VIPS[n], ["", " -6"][n]);
+        for flag in ["-m", "-g", "-i"] {
+            let mut director = MemoryDirector::new(1024);
+            director.marks(&format!(
+                "[[mark]]\nmark = 4\nprotocol = \"udp\"\ndestination = \"{vip}\"\ndestination_port = 500\n\
+                 [[mark]]\nmark = 4\nprotocol = \"udp\"\ndestination = \"{vip}\"\ndestination_port = 4500"
+            ));
+            director.ipvsadm(&format!(
+                "-A -f 4{family} -s rr -p 60; -a -f 4{family} -r {}:0 {flag}; -a -f 4{family} -r {}:0 {flag}",
+                servers[0], servers[1]
+            ));
+            let packet = esp(client, vip, 99);
+            assert!(
+                is_handed_back(&mut director, &packet),
+                "no exchange yet: the director's own"
+            );
+            let exchange = frame(Protocol::UDP, (client, 500), (vip, 500));
+            assert_eq!(inject(&mut director, &exchange).sent.len(), 1);
+            let outcome = inject(&mut director, &packet);
+            assert_eq!(
+                (outcome.sent.len(), director.connections().len()),
+                (1, 2),
+                "{flag} {vip}"
+            );
+            let (interface, sent) = &outcome.sent[0];
+            // The second server was added last, so it is the first in turn.
+            assert_eq!((*interface, sent[5]), (SERVER_SIDE, 0xa2), "{flag} {vip}");
+            assert_eq!(
+                sent[sent.len() - 99..],
+                packet[packet.len() - 99..],
+                "{flag} {vip}: untouched"
+            );
+            if flag != "-m" {
+                continue;
+            }
+            let server = servers[1].trim_matches(['[', ']']);
+            assert!(matches!(
+                parse(sent, Offload::default()),
+                Ok(Packet::Secured(parsed)) if parsed.flow.destination() == ip(server) && parsed.ttl == 63
+            ));
+            let back = director.inject(SERVER_SIDE, &esp(server, client, 50), Offload::default());
+            let (interface, sent) = &back.sent[0];
+            assert_eq!(*interface, CLIENT_SIDE);
+            assert!(matches!(
+                parse(sent, Offload::default()),
+                Ok(Packet::Secured(parsed)) if parsed.flow.source() == ip(vip)
+            ));
+            // Its server's ESP to somebody else does not leave with the private address.
+            let stray = ["198.51.100.99", "2001:db8::99"][n];
+            let stray = director.inject(SERVER_SIDE, &esp(server, stray, 50), Offload::default());
+            assert!(stray.sent.is_empty() && stray.handed_back == 0);
+        }
+    }
+}
+
 fn service(protocol: TransportProtocol, address: &str, port: u16) -> Rule {
     Rule::Service {
         protocol,

@@ -28,6 +28,9 @@ impl<'a, D: Driver> Round<'a, D> {
     /// A packet of no known connection.
     #[cold]
     pub(super) fn unknown<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
+        if matches!(parsed.flow.protocol, Protocol::AH | Protocol::ESP) {
+            return self.unserved(frame, interface, parsed);
+        }
         let table = self.table;
         let Some(service) = table.service_at(&parsed.flow, interface) else {
             return self.unserved(frame, interface, parsed);
@@ -87,7 +90,7 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// No service asked for. A NAT destination's stray must not leave with its private address; all else is the local
     /// stack's.
-    fn unserved<F: Frame>(&mut self, frame: &F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
+    pub(super) fn unserved<F: Frame>(&mut self, frame: &F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
         let to_us = self.table.local.contains(&parsed.flow.destination());
         if to_us || !self.table.is_nat_source(&parsed.flow) {
             return Verdict::HandBack;

@@ -43,7 +43,13 @@ impl<D: Driver> Round<'_, D> {
     }
 
     #[inline(always)]
-    fn known<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
+    pub(super) fn known<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hit: Hit<'_>,
+    ) -> Verdict {
         match hit.direction {
             Direction::Forward => self.inbound(frame, interface, parsed, hit),
             Direction::Reply => self.outbound(frame, interface, parsed, hit),

@@ -1,7 +1,8 @@
 //! The batch pipeline (no I/O), the worker loop, the driver trait, counters.
 //!
 //! [`pipeline`] runs a batch through its passes; what happens to a frame is decided in `express` and `flow` (connections known),
-//! `begin` (new ones), `related` (ICMP errors about them) and `pieces` (fragments), and carried out in `round`.
+//! `begin` (new ones), `related` (ICMP errors about them), `secured` (AH, ESP) and `pieces` (fragments), and carried out in
+//! `round`.
 //! [`worker`] runs the pipeline on one pinned thread over a [`driver::Driver`]; [`counters`] says afterwards where every
 //! frame went.
 
@@ -14,4 +15,5 @@ mod pieces;
 pub mod pipeline;
 mod related;
 mod round;
+mod secured;
 pub mod worker;

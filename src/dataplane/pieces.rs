@@ -59,6 +59,7 @@ impl<D: Driver> Round<'_, D> {
                 self.flow(datagram, interface, &parsed, hash, Guess::NONE)
             }
             Ok(Packet::IcmpError(parsed)) => self.related(datagram, interface, &parsed),
+            Ok(Packet::Secured(parsed)) => self.secured(datagram, interface, &parsed),
             Ok(Packet::Other) => Verdict::HandBack,
             // A fragment header within a fragment.
             Ok(Packet::Fragment(_)) => Verdict::Drop(DropReason::Fragment),

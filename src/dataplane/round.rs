@@ -76,6 +76,7 @@ impl<D: Driver> Round<'_, D> {
                 return self.fragment(frame, interface, fragment, fragments);
             }
             Finding::Other(Ok(Packet::IcmpError(parsed))) => self.related(&mut frame, interface, parsed),
+            Finding::Other(Ok(Packet::Secured(parsed))) => self.secured(&mut frame, interface, parsed),
             Finding::Other(Ok(Packet::Other)) => Verdict::HandBack,
             Finding::Other(Err(reason)) => Verdict::Drop(*reason),
         };

@@ -22,7 +22,7 @@ pub fn check(bytes: &[u8]) {
     let verdict = parse(bytes, Offload::default());
     assert_eq!(verdict, parse(bytes, Offload::default()), "the same verdict twice");
     match verdict {
-        Ok(Packet::Flow(parsed)) => check_flow(bytes, &parsed),
+        Ok(Packet::Flow(parsed) | Packet::Secured(parsed)) => check_flow(bytes, &parsed),
         Ok(Packet::IcmpError(parsed)) => check_icmp(bytes, &parsed),
         Ok(Packet::Fragment(fragment)) => {
             let mut reassembly = Reassembly::with_datagrams(1);
@@ -152,7 +152,7 @@ fn inner_of(name: &str, frame: &VecFrame) -> Vec<u8> {
 fn check_forwarded(name: &str, bytes: &[u8], parsed: &Parsed, frame: &VecFrame) {
     let inner = inner_of(name, frame);
     let after = match parse(&inner, Offload::default()) {
-        Ok(Packet::Flow(after)) => after,
+        Ok(Packet::Flow(after) | Packet::Secured(after)) => after,
         other => panic!("{name}: {other:?} after forwarding"),
     };
     assert_eq!(after.ttl, parsed.ttl - 1, "{name}: one hop older");
@@ -186,11 +186,16 @@ fn check_forwarded(name: &str, bytes: &[u8], parsed: &Parsed, frame: &VecFrame) 
 }
 
 fn with_destination(flow: crate::packet::FlowKey) -> crate::packet::FlowKey {
+    let port = if is_secured(flow.protocol) { 0 } else { PORT };
     crate::packet::FlowKey::new(
         flow.protocol,
         (flow.source(), flow.source_port()),
-        (server(flow.family), PORT),
+        (server(flow.family), port),
     )
+}
+
+fn is_secured(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::AH | Protocol::ESP)
 }
 
 /// `true` also for UDP without one, and where there is none like it.
@@ -254,7 +259,9 @@ fn check_error(error: icmp::Error, about: &VecFrame, parsed: &Parsed) {
         (outer.flow.source(), outer.flow.destination()),
         (source, parsed.flow.source())
     );
-    if let Ok(quoted) = quote(answer.bytes(), &outer) {
+    if let Ok(quoted) = quote(answer.bytes(), &outer)
+        && !is_secured(parsed.flow.protocol)
+    {
         assert_eq!(quoted.flow, parsed.flow, "{error:?}: quotes the packet");
     }
 }

@@ -36,6 +36,10 @@ impl Protocol {
     pub const UDP: Protocol = Protocol(17);
     /// IPv6 in IP.
     pub const IPV6: Protocol = Protocol(41);
+    /// Encapsulating security payload.
+    pub const ESP: Protocol = Protocol(50);
+    /// Authentication header.
+    pub const AH: Protocol = Protocol(51);
     /// ICMP for IPv6.
     pub const ICMPV6: Protocol = Protocol(58);
     /// SCTP.

@@ -10,7 +10,7 @@
 //! etherparse's slices; the lengths in them are compared with each other and with the frame here. Refused is what
 //! the kernel refuses, and in addition TCP and UDP headers whose lengths lie (the kernel forwards those).
 //!
-//! Limits: no VLAN tags, no jumbograms, at most [`EXTENSION_HEADERS_MAX`] IPv6 extension headers; AH and ESP are not ours.
+//! Limits: no VLAN tags, no jumbograms, at most [`EXTENSION_HEADERS_MAX`] IPv6 extension headers.
 
 mod fragment;
 pub mod sctp;
@@ -48,6 +48,8 @@ pub enum Packet {
     Fragment(Fragment),
     /// An ICMP error about another packet: see [`super::quote`]. Its checksum is right.
     IcmpError(Parsed),
+    /// AH or ESP, whole. They go where their key exchange goes, and nothing behind the IP header is looked at.
+    Secured(Parsed),
     /// A good IP packet that no service can be about (ping, other protocols): the local stack's.
     Other,
 }
@@ -55,7 +57,7 @@ pub enum Packet {
 /// What a frame is, with the offsets needed to rewrite it. Offsets count from the frame's first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed {
-    /// The flow: for ICMP errors that of the outer packet, with ports 0.
+    /// The flow: for ICMP errors that of the outer packet, with ports 0, as have AH and ESP.
     pub flow: FlowKey,
     /// Where the IP header starts (14).
     pub l3: u16,
@@ -422,7 +424,7 @@ fn udp_ports(transport: &[u8]) -> Result<u32, DropReason> {
     Ok((udp.source_port() as u32) << 16 | udp.destination_port() as u32)
 }
 
-/// SCTP and ICMP.
+/// SCTP, ICMP, AH and ESP.
 #[cold]
 fn parse_rare(transport: &[u8], mut parsed: Parsed, offload: Offload) -> Result<Packet, DropReason> {
     match (parsed.flow.protocol, parsed.flow.family) {
@@ -442,6 +444,9 @@ fn parse_rare(transport: &[u8], mut parsed: Parsed, offload: Offload) -> Result<
             let pseudo = checksum::pseudo_header(&parsed.flow, transport.len() as u32);
             parse_icmp_error(transport, parsed, is_error, pseudo, offload)
         }
+        // RFC 4303 section 2: 8 bytes of ESP in front of what is encrypted; AH has more (RFC 4302 section 2).
+        (Protocol::AH | Protocol::ESP, _) if transport.len() < 8 => Err(DropReason::Truncated),
+        (Protocol::AH | Protocol::ESP, _) => Ok(Packet::Secured(parsed)),
         _ => Ok(Packet::Other),
     }
 }

@@ -119,7 +119,6 @@ fn refusals() {
         ("UDP shorter than its packet", u4(), |b| b[39] = 8, Ok(Packet::Other)),
         ("OSPF", v4(), |b| (b[23] = 89, fix_ipv4(b)).1, Ok(Packet::Other)),
         ("no next header", v6(), |b| b[20] = 59, Ok(Packet::Other)),
-        ("ESP", v6(), |b| b[20] = 50, Ok(Packet::Other)),
         (
             "SCTP of 11 bytes",
             v4(),
@@ -132,6 +131,33 @@ fn refusals() {
         match (verdict(&bytes), expected) {
             (Ok(Packet::Flow(parsed)), Ok(Packet::Other)) if parsed.flow.protocol == Protocol::UDP => {}
             (got, expected) => assert_eq!(got, expected, "{name}"),
+        }
+    }
+}
+
+#[test]
+fn ah_and_esp_have_no_ports() {
+    for (protocol, bytes, l4) in [(50, tcp(ipv4(), b""), 34), (51, tcp(ipv6(), b""), 54)] {
+        let mut bytes = bytes;
+        if l4 == 34 {
+            bytes[23] = protocol;
+            fix_ipv4(&mut bytes);
+        } else {
+            bytes[20] = protocol;
+        }
+        let Ok(Packet::Secured(parsed)) = verdict(&bytes) else {
+            panic!("{:?}", verdict(&bytes))
+        };
+        assert_eq!((parsed.flow.protocol, parsed.flow.ports), (Protocol(protocol), 0));
+        assert_eq!((parsed.l4, parsed.end as usize), (l4, bytes.len()));
+        if l4 == 34 {
+            bytes[17] = 27;
+            fix_ipv4(&mut bytes);
+            assert_eq!(
+                verdict(&bytes),
+                Err(DropReason::Truncated),
+                "shorter than any such header"
+            );
         }
     }
 }
@@ -309,7 +335,7 @@ fn check(bytes: &[u8]) {
     // The short way and the long way agree.
     assert_eq!(first, parse_any(bytes, Offload::default()));
     match first {
-        Ok(Packet::Flow(p) | Packet::IcmpError(p)) => {
+        Ok(Packet::Flow(p) | Packet::IcmpError(p) | Packet::Secured(p)) => {
             assert!(14 == p.l3 && p.l3 < p.l4 && (p.l4 as u32) < p.end && p.end as usize <= bytes.len());
             if let Ok(Packet::IcmpError(_)) = first
                 && let Ok(q) = quote(bytes, &p)

@@ -134,7 +134,9 @@ pub fn translate(bytes: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint, of
             });
         }
         Protocol::UDP => translate_udp(transport, parsed, side, to, offload, addresses),
-        _ => translate_sctp(transport, parsed, side, to),
+        Protocol::SCTP => translate_sctp(transport, parsed, side, to),
+        // AH and ESP have no ports; what AH says of the addresses becomes wrong, as by any NAT (RFC 3715).
+        _ => {}
     }
 }
 

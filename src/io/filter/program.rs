@@ -8,6 +8,7 @@
 //!  protocol other than TCP, UDP, SCTP, ICMP error ─────────────────────────────► pass
 //!  destination is a VIP:    ICMP error ────────────────────────────────────────► match
 //!                           odd (fragment, malformed) of a served protocol ────► match
+//!                           AH or ESP, and UDP port 500 is served ─────────────► match
 //!                           its (protocol, address, port) or port 0 is served ─► match
 //!  destination is the director's own, no VIP ──────────────────────────────────► pass
 //!       but ICMP errors about our tunnels to a known destination ──────────────► match
@@ -25,7 +26,7 @@
 //! the protocol are ours, and the data plane counts why it drops them. What is wrong in other ways (total length,
 //! checksums, data offset) is matched like a good frame.
 //!
-//! Limits: as many IPv6 extension headers as the data plane looks behind, of 969 bytes together. AH and ESP belong to the kernel. A VLAN tag
+//! Limits: as many IPv6 extension headers as the data plane looks behind, of 969 bytes together. A VLAN tag
 //! that the card has taken off before XDP sees the frame cannot be seen here (switch off rx-vlan-offload).
 
 mod access;
@@ -130,9 +131,19 @@ const IPPROTO_IPV6: i32 = 41;
 const IPPROTO_ROUTING: i32 = 43;
 const IPPROTO_FRAGMENT: i32 = 44;
 const IPPROTO_GRE: i32 = 47;
+const IPPROTO_ESP: i32 = 50;
+const IPPROTO_AH: i32 = 51;
 const IPPROTO_ICMPV6: i32 = 58;
 const IPPROTO_DESTINATION_OPTIONS: i32 = 60;
 const IPPROTO_SCTP: i32 = 132;
+
+/// Both ports of the key exchange of AH and ESP (RFC 2408 section 2.5.1), which they go with.
+const ISAKMP: u16 = 500;
+
+/// Values of R9.
+const ODD: i32 = 1;
+/// AH or ESP: its ports are those of its key exchange.
+const SECURED: i32 = 2;
 
 /// ICMP errors: destination unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792).
 const ICMP_ERRORS: [i32; 5] = [3, 4, 5, 11, 12];
@@ -160,7 +171,7 @@ pub(super) fn program(flavour: Flavour, maps: &ProgramMaps<'_>) -> Vec<Instructi
 struct Labels {
     ipv4: Label,
     ipv6: Label,
-    /// R1 = protocol, R7 = its header's offset, R9 = 1 if odd.
+    /// R1 = protocol, R7 = its header's offset, R9 = [`ODD`] or 0.
     classify: Label,
     /// R8 = role bit of the protocol (0: ICMP error), R7 and R9 as above, both keys' addresses set.
     look_up: Label,
@@ -186,7 +197,7 @@ impl Labels {
     }
 }
 
-/// The writer of the text. Registers: R6 context, R7 offset, R8 role bit, R9 odd.
+/// The writer of the text. Registers: R6 context, R7 offset, R8 role bit, R9 odd or secured.
 struct Text<'a> {
     a: Assembler,
     l: Labels,
@@ -299,6 +310,17 @@ impl Text<'_> {
             self.a.mov_imm(R8, role);
             self.a.jump_if_imm(R1, If::Equal, protocol, l.look_up);
         }
+        let (secured, others) = (self.a.label(), self.a.label());
+        for protocol in [IPPROTO_ESP, IPPROTO_AH] {
+            self.a.jump_if_imm(R1, If::Equal, protocol, secured);
+        }
+        self.a.jump(others);
+        self.a.bind(secured);
+        self.a.store_imm(Width::B4, R10, PROTOCOL, IPPROTO_UDP);
+        self.a.mov_imm(R8, ROLE_UDP);
+        self.a.mov_imm(R9, SECURED);
+        self.a.jump(l.look_up);
+        self.a.bind(others);
         // ICMP errors remain; fragments of ICMP are echoes.
         self.a.jump_if_imm(R9, If::NotEqual, 0, l.passed);
         self.a.mov_imm(R8, 0);
@@ -342,10 +364,23 @@ impl Text<'_> {
         self.a.jump_if_imm(R8, If::Equal, 0, l.matched);
         self.a.alu(Operation::And, R1, R8);
         self.a.jump_if_imm(R1, If::Equal, 0, l.by_source);
-        self.a.jump_if_imm(R9, If::NotEqual, 0, l.matched);
-        self.read(Offset::R7(0), 4, SMALL, l.matched);
+        self.ports();
         self.set_protocol(KEY_DESTINATION);
         self.match_port(self.maps.services, KEY_DESTINATION, SMALL + 2);
+    }
+
+    /// Both ports into their slot; what is odd, and what has none where they should be, matches.
+    fn ports(&mut self) {
+        let l = self.l;
+        let (secured, done) = (self.a.label(), self.a.label());
+        self.a.jump_if_imm(R9, If::Equal, ODD, l.matched);
+        self.a.jump_if_imm(R9, If::Equal, SECURED, secured);
+        self.read(Offset::R7(0), 4, SMALL, l.matched);
+        self.a.jump(done);
+        self.a.bind(secured);
+        self.a.store_imm(Width::B2, R10, SMALL, wire16(ISAKMP));
+        self.a.store_imm(Width::B2, R10, SMALL + 2, wire16(ISAKMP));
+        self.a.bind(done);
     }
 
     fn by_source(&mut self) {
@@ -365,8 +400,7 @@ impl Text<'_> {
         self.a.alu_imm(Operation::ShiftLeft, R2, ROLE_NAT_SHIFT);
         self.a.alu(Operation::And, R1, R2);
         self.a.jump_if_imm(R1, If::Equal, 0, l.passed);
-        self.a.jump_if_imm(R9, If::NotEqual, 0, l.matched);
-        self.read(Offset::R7(0), 4, SMALL, l.matched);
+        self.ports();
         self.set_protocol(KEY_SOURCE);
         self.match_port(self.maps.nat_destinations, KEY_SOURCE, SMALL);
         self.a.jump(l.passed);

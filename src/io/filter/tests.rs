@@ -37,6 +37,7 @@ pub(super) fn maps() -> FilterMaps {
         service(Tcp, "fd00:9::1", 80),
         service(Udp, "10.9.0.2", 0),
         service(Sctp, "10.9.0.3", 9),
+        service(Udp, "10.9.0.4", 53),
         nat(Tcp, "172.16.0.11", 8080),
         nat(Tcp, "fd00:16::11", 8080),
         nat(Udp, "172.16.0.12", 0),
@@ -176,8 +177,44 @@ pub(super) fn cases_v4() -> Vec<Case> {
         ),
         ("VRRP", v4(112, "10.0.0.9", "224.0.0.18", &[0; 20]), KERNEL),
         (
-            "ESP to the VIP",
+            "ESP to a VIP without UDP",
             v4(50, "10.0.0.9", "10.9.0.1", &ports(5000, 80)),
+            KERNEL,
+        ),
+        (
+            "ESP where UDP port 500 is served",
+            v4(50, "10.0.0.9", "10.9.0.2", &[1]),
+            OURS,
+        ),
+        (
+            "AH where UDP port 500 is served",
+            v4(51, "10.0.0.9", "10.9.0.2", &[1]),
+            OURS,
+        ),
+        (
+            "ESP where another port is served",
+            v4(50, "10.0.0.9", "10.9.0.4", &ports(500, 500)),
+            KERNEL,
+        ),
+        (
+            "a fragment of ESP there",
+            with(v4(50, "10.0.0.9", "10.9.0.4", &[1; 8]), 20, 0x20),
+            KERNEL,
+        ),
+        (
+            "a fragment of ESP where UDP port 500 is served",
+            with(v4(50, "10.0.0.9", "10.9.0.2", &[1; 8]), 21, 0x10),
+            OURS,
+        ),
+        (
+            "ESP of a NAT destination of all ports",
+            v4(50, "172.16.0.12", "10.0.0.9", &[1]),
+            OURS,
+        ),
+        ("ESP of another", v4(50, "172.16.0.11", "10.0.0.9", &[1]), KERNEL),
+        (
+            "ESP of it to the director",
+            v4(50, "172.16.0.12", "10.0.0.1", &[1]),
             KERNEL,
         ),
         ("ARP", ethernet(0x0806, &[0; 28]), KERNEL),
