@@ -481,6 +481,9 @@ fn ports_80_and_443_are_one_persistent_service() {
         let server = client.get("/").expect("an answer");
         mark(&mut s, "clear");
         assert_eq!(client.get("/").expect("it goes on"), server);
+        s.director().expect("a director").process().kill().expect("killed");
+        s.start(&["--driver", driver]).expect("it starts again");
+        assert_eq!(client.get("/").expect("it goes on"), server);
         let refused = get(&s, to).expect_err("nobody serves it");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     }

@@ -240,6 +240,7 @@ pub fn recover(
         if let Some(destination) = registry.destination(id) {
             count(connection, destination);
         }
+        registry.remember_mark(connection);
         Recovery::Keep {
             destination_id: id.0,
             client_hop: HopId::UNKNOWN.0,

@@ -125,6 +125,11 @@ impl Prefix {
         }
     }
 
+    /// Of this address alone.
+    pub fn host_of(address: IpAddr) -> Prefix {
+        Prefix::around(address, bits(address))
+    }
+
     /// The first of its addresses.
     pub fn address(&self) -> IpAddr {
         self.address

@@ -4,14 +4,18 @@
 //! The filter knows addresses and single ports, or all ports: what a rule has of ports in a small range stands there port
 //! by port, any other as all ports. Frames that no service is for after all come back by the workers' hands.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{Registry, connections};
+use crate::conn::{Connection, Kind};
 use crate::control::state::State;
 use crate::io::filter::Rule;
-use crate::packet::Family;
+use crate::packet::{Family, Protocol};
 use crate::service::{DestinationKey, MarkRule, Method, PortRange, Prefix, ServiceKey, TransportProtocol};
 use crate::table::{Classifier, Interface, LocalAddresses, NatSources};
 
@@ -21,6 +25,8 @@ const PORTS_MAX: usize = 64;
 const ENTRIES_MAX: usize = 16_384;
 /// Addresses of the director's local prefixes (`ip route add local PREFIX`) that a rule gets at most.
 const LOCAL_ADDRESSES_MAX: u64 = 4096;
+/// Ports of removed rules, as recovered connections tell them, that are noted one by one.
+const OLD_MAX: usize = 256;
 
 /// The classifier's rules.
 #[derive(Debug, Default)]
@@ -223,7 +229,44 @@ fn nat_ports<'a>(
     all
 }
 
+/// The transport protocol of this number.
+fn transport(protocol: Protocol) -> Option<TransportProtocol> {
+    TransportProtocol::ALL.into_iter().find(|one| one.number() == protocol)
+}
+
 impl Registry {
+    /// A recovered connection may be of a rule that was removed before the daemon ended: its frames are wanted all the
+    /// same. Call before the workers start.
+    pub(in crate::control) fn remember_mark(&mut self, connection: &Connection) {
+        let (address, port) = connection.virtual_address;
+        let Some(protocol) = transport(connection.protocol) else {
+            return;
+        };
+        if connection.fwmark == 0 || connection.kind != Kind::Connection {
+            return;
+        }
+        let covers = |rule: &MarkRule| {
+            rule.mark == connection.fwmark
+                && rule.protocols().contains(&protocol)
+                && rule.destination.is_none_or(|prefix| prefix.contains(address))
+                && rule.destination_port.is_none_or(|ports| ports.ports().contains(&port))
+        };
+        if self.marks.rules.iter().chain(&self.marks.old).any(covers) {
+            return;
+        }
+        // Many ports of one address: all of them.
+        let many = self.marks.old.len() >= OLD_MAX;
+        self.marks.old.push(MarkRule {
+            mark: connection.fwmark,
+            protocol: Some(protocol),
+            source: None,
+            source_port: None,
+            destination: Some(Prefix::host_of(address)),
+            destination_port: (!many).then_some(port.into()),
+            interface: None,
+        });
+    }
+
     /// Rules that were removed are forgotten when no connection is left of their mark's services. `true`: some were.
     pub(super) fn forget_old_marks(&mut self) -> bool {
         if self.marks.old.is_empty() {
