@@ -149,6 +149,34 @@ pub struct SysctlOptions {
     pub socket: SocketOption,
 }
 
+/// Options of `uvs replay`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ReplayOptions {
+    /// Frames: a capture (pcap or pcapng, Ethernet), whose clock is the director's, or recorded cases (JSON, as
+    /// tests/kernel/packets.json has them), each a director of its own, with what came out
+    #[arg(value_name = "CASES|PCAP")]
+    pub file: PathBuf,
+
+    /// Rules: TOML as for `uvs run --config`, or as `ipvsadm -S` writes them; a capture needs them. The addresses of
+    /// services are the director's
+    #[arg(short, long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+
+    /// The director's interfaces, 1 to 16: a file with one a line, or one as
+    /// NAME[,mac=MAC][,mtu=BYTES][,ADDRESS/BITS]…[,gateway=ADDRESS[@MAC]]…[,neighbour=ADDRESS@MAC]…; may be given several
+    /// times [default: for cases those of the recordings; for a capture eth0 with everybody on its link]
+    #[arg(short, long, value_name = "FILE|INTERFACE")]
+    pub interfaces: Vec<String>,
+
+    /// Print one JSON object a frame
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write what left the director to a pcap file as well
+    #[arg(short, long, value_name = "PCAP")]
+    pub write: Option<PathBuf>,
+}
+
 /// Options of `uvs demo`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct DemoOptions {
