@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conn::{Connection, Kind};
 use crate::packet::{Family, FlowKey, Mac};
-use crate::scheduler::{Candidate, Load, Schedule};
+use crate::scheduler::{Candidate, Load, Peek, Schedule};
 use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, Tunnel};
 
 pub use defence::{Defence, Supplies};
@@ -276,6 +276,14 @@ impl Service {
     pub fn pick(&self, flow: &FlowKey) -> Option<DestinationId> {
         let index = self.scheduler.pick(&self.candidates, flow)?;
         self.ids.get(index).copied()
+    }
+
+    /// The destination that [`pick`](Service::pick) would choose now, with nothing moved.
+    pub fn peek(&self, flow: &FlowKey) -> Peek<DestinationId> {
+        match self.scheduler.peek(&self.candidates, flow) {
+            Peek::Sure(index) => Peek::Sure(index.and_then(|index| self.ids.get(index).copied())),
+            Peek::Chance => Peek::Chance,
+        }
     }
 }
 
