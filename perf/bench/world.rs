@@ -235,6 +235,7 @@ fn director(method: Method) -> Table {
         timeouts: Timeouts::default(),
         sysctls: Arc::default(),
         defence: Default::default(),
+        mss_clamp: false,
     }
 }
 

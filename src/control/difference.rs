@@ -31,6 +31,9 @@ pub fn difference(running: &State, desired: &State, complete: bool) -> Vec<Comma
             commands.push(Command::SetTimeouts(desired.timeouts));
         }
         commands.extend(settings(&running.sysctls, &desired.sysctls));
+        if running.mss_clamp != desired.mss_clamp {
+            commands.push(Command::SetMssClamp { on: desired.mss_clamp });
+        }
     }
     commands
 }
@@ -112,6 +115,7 @@ mod tests {
         tcp = "10.0.0.1:25"
     "#;
     const AFTER: &str = r#"
+        mss_clamp = true
         sysctl.sloppy_tcp = 1
         [[service]]
         tcp = "10.0.0.1:443"
@@ -139,6 +143,7 @@ mod tests {
             "EditDestination",
             "SetTimeouts",
             "SetSysctl",
+            "SetMssClamp",
         ];
         assert_eq!(words.len(), begins.len(), "{words:#?}");
         for (word, begin) in words.iter().zip(begins) {

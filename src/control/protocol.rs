@@ -100,6 +100,11 @@ pub enum Command {
         /// Value as written.
         value: String,
     },
+    /// `mss_clamp` of the configuration: SYNs through tunnels announce an MSS that fits.
+    SetMssClamp {
+        /// Whether they do.
+        on: bool,
+    },
 }
 
 /// Why a command was refused, as the kernel would have refused it; `ipvsadm` prints the matching words.

@@ -198,6 +198,7 @@ impl Registry {
             timeouts: state.timeouts,
             sysctls: state.sysctls.clone(),
             defence: self.defence(state),
+            mss_clamp: state.mss_clamp,
         }
     }
 

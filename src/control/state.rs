@@ -82,6 +82,8 @@ pub struct State {
     pub timeouts: Timeouts,
     /// `net.ipv4.vs.*`.
     pub sysctls: Arc<Sysctls>,
+    /// `mss_clamp`.
+    pub mss_clamp: bool,
 }
 
 impl State {
@@ -147,6 +149,9 @@ impl State {
                 value,
             });
         }
+        if self.mss_clamp {
+            commands.push(Command::SetMssClamp { on: true });
+        }
         for entry in self.services() {
             commands.push(Command::AddService(entry.service.clone()));
             commands.extend(entry.oldest_first.iter().map(|destination| Command::AddDestination {
@@ -180,6 +185,7 @@ impl State {
                 set.map_err(|error| CommandError::Invalid(error.to_string()))?;
                 self.sysctls = Arc::new(sysctls);
             }
+            Command::SetMssClamp { on } => self.mss_clamp = *on,
         }
         Ok(Effect::None)
     }

@@ -43,6 +43,8 @@ pub struct Table {
     pub sysctls: Arc<Sysctls>,
     /// What of drop_entry, drop_packet and secure_tcp is at work.
     pub defence: Defence,
+    /// The MSS that a SYN announces is made small enough for the tunnel that it goes through.
+    pub mss_clamp: bool,
 }
 
 /// Services by key, and what follows from them.
