@@ -19,8 +19,8 @@ use crate::control;
 use crate::control::client::Client;
 use crate::ipvsadm;
 use crate::options::{
-    DecapOptions, DemoOptions, PingOptions, ReplayOptions, RunOptions, SocketOption, StatsOptions, StopOptions,
-    SysctlOptions,
+    DecapOptions, DemoOptions, ExplainOptions, PingOptions, ReplayOptions, RunOptions, SocketOption, StatsOptions,
+    StopOptions, SysctlOptions,
 };
 use crate::replay::error::ReplayError;
 
@@ -54,6 +54,9 @@ enum Command {
     /// Put the frames of a file through a director in memory and say what comes out, where, and why; exits with 1 when a
     /// recorded case comes out otherwise
     Replay(ReplayOptions),
+    /// Ask the running director which way a flow goes and why, without touching it: known connection, template, the
+    /// scheduler's choice, next hop
+    Explain(ExplainOptions),
     /// Show a complete little cluster in network namespaces: client, director, two real servers
     Demo(DemoOptions),
     /// On a real server whose kernel has no IPIP: unwrap it for the local stack, in the foreground
@@ -99,6 +102,7 @@ fn dispatch(command: Command) -> ExitCode {
         )),
         Command::Stats(options) => print(ask::statistics(&options, &mut client(&options.socket))),
         Command::Sysctl(options) => print(ask::sysctl(&options, &mut client(&options.socket))),
+        Command::Explain(options) => print(ask::explain(&options, &mut client(&options.socket))),
         Command::Ping(options) => print(ask::ping(&mut client(&options.socket))),
     }
 }

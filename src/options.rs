@@ -213,6 +213,30 @@ pub struct DecapOptions {
     pub interface: String,
 }
 
+/// Options of `uvs explain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ExplainOptions {
+    /// tcp, udp or sctp
+    #[arg(value_name = "PROTO")]
+    pub protocol: String,
+
+    /// Where the packet comes from: the client, such as 198.51.100.7:20001 or [2001:db8::7]:20001
+    #[arg(value_name = "CLIENT:PORT")]
+    pub client: String,
+
+    /// Where it goes: the virtual service, such as 192.0.2.1:80
+    #[arg(value_name = "VIP:PORT")]
+    pub virtual_address: String,
+
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
+}
+
 /// Options of `uvs ping`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct PingOptions {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::explain::{Explanation, Question};
 pub use crate::service::Timeouts;
 use crate::service::{Destination, DestinationKey, Service, ServiceKey};
 
@@ -45,6 +46,11 @@ pub enum Request {
     Stop {
         /// Leave filter and entries for the next start.
         keep: bool,
+    },
+    /// Which way a flow goes, and why (`uvs explain`). Changes nothing.
+    Explain {
+        /// Of which.
+        question: Question,
     },
     /// Version and process id, to see that it lives.
     Ping,
@@ -170,6 +176,11 @@ pub enum Reply {
     Sysctl {
         /// Its value.
         value: String,
+    },
+    /// To `Explain`.
+    Explained {
+        /// The way.
+        explanation: Box<Explanation>,
     },
     /// To `Stop` and `Ping`.
     Ok {

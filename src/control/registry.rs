@@ -188,6 +188,11 @@ impl Registry {
     /// The next table.
     pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         self.generation += 1;
+        self.view(state, interfaces, local)
+    }
+
+    /// The table as it is, to be looked at.
+    pub fn view(&self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         let services = self.services.values().map(|service| service.table.clone());
         Table {
             generation: self.generation,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::network::Network;
 use crate::conn::{Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable, WorkerId};
+use crate::control::explain::{self, Explanation, Question};
 use crate::control::protocol::Command;
 use crate::control::registry::{Registry, build_scheduler};
 use crate::control::state::State;
@@ -196,6 +197,18 @@ impl MemoryDirector {
     /// The table of connections, to look something up between two frames.
     pub fn connection_table(&self) -> &ConnectionTable {
         &self.connections
+    }
+
+    /// Which way a flow would go, as `uvs explain` says it.
+    pub fn explain(&self, question: &Question) -> Explanation {
+        let template = explain::template_key(question, &self.table);
+        let mut entries = Vec::new();
+        self.connections.for_each(|connection| {
+            if question.is_about(template.as_ref(), connection) {
+                entries.push(*connection);
+            }
+        });
+        explain::explain(question, &self.table, &self.state, &entries, self.now())
     }
 
     /// What the workers read.

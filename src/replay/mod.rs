@@ -340,4 +340,6 @@ fn passed_over(network: &Network, frame: &Captured) -> Option<String> {
 }
 
 #[cfg(test)]
+mod explain_tests;
+#[cfg(test)]
 mod tests;

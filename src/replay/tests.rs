@@ -56,7 +56,7 @@ impl Files {
     }
 }
 
-fn tcp(from: [u8; 4], to: [u8; 4], ports: (u16, u16), flags: &str) -> Vec<u8> {
+pub(super) fn tcp(from: [u8; 4], to: [u8; 4], ports: (u16, u16), flags: &str) -> Vec<u8> {
     let ip = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0xc0], [2, 0, 0, 0, 0, 0xd0]).ipv4(from, to, 64);
     let mut tcp = ip.tcp(ports.0, ports.1, 1, 9000);
     if flags.contains('S') {
@@ -70,15 +70,14 @@ fn tcp(from: [u8; 4], to: [u8; 4], ports: (u16, u16), flags: &str) -> Vec<u8> {
     bytes
 }
 
-const CLIENT: [u8; 4] = [198, 51, 100, 7];
-const VIP: [u8; 4] = [10, 200, 1, 1];
+pub(super) const CLIENT: [u8; 4] = [198, 51, 100, 7];
+pub(super) const VIP: [u8; 4] = [10, 200, 1, 1];
 const SERVER: [u8; 4] = [172, 16, 0, 11];
 
 #[test]
 fn a_capture_tells_where_each_frame_goes_and_why() {
     let mut files = Files::new();
     let mut sent_by_us = tcp(VIP, CLIENT, (80, 20001), "SA");
-    sent_by_us.rotate_left(0);
     sent_by_us[..12].rotate_left(6);
     let mut broken = tcp(CLIENT, VIP, (20002, 80), "S");
     broken[24] ^= 0xff;

@@ -16,6 +16,7 @@ use crate::forward::fragment::{Inserted, Reassembly};
 use crate::packet::parse::{Packet, Parsed, parse};
 use crate::packet::quote::quote;
 use crate::packet::{DropReason, FlowKey, Frame, Offload, Protocol};
+use crate::scheduler::Candidate;
 use crate::service::Method;
 use crate::table::{InterfaceId, Reach, Service};
 
@@ -82,6 +83,7 @@ pub struct Account {
 }
 
 /// Looks on while frames go through a director.
+#[derive(Default)]
 pub struct Observer {
     /// Puts fragments together as the data plane does, to know what they are of.
     fragments: Reassembly,
@@ -104,14 +106,6 @@ enum About {
 struct Seen {
     connection: Option<(Connection, Direction)>,
     template: bool,
-}
-
-impl Default for Observer {
-    fn default() -> Observer {
-        Observer {
-            fragments: Reassembly::new(),
-        }
-    }
 }
 
 impl Observer {
@@ -351,8 +345,11 @@ impl Scene<'_> {
 
     fn dropped(&self, reason: Option<DropReason>) -> String {
         let Some(reason) = reason else { return String::new() };
-        let explanation = reason.explanation().trim();
-        explanation.trim_end_matches('.').to_owned()
+        let explanation = reason.explanation().trim().trim_end_matches('.');
+        match self.service(None) {
+            Some(service) if reason == DropReason::NoDestination => format!("{explanation}{}", unavailable(service)),
+            _ => explanation.to_owned(),
+        }
     }
 
     fn handed_back(&self) -> String {
@@ -375,8 +372,15 @@ impl Scene<'_> {
         let Some(service) = self.service(None) else {
             return "no service has this address, port and protocol: the local stack's".to_owned();
         };
-        if parsed.flow.protocol == Protocol::TCP && !tcp::may_create(parsed.tcp_flags) {
-            return "no SYN, so it begins no connection of the service (sloppy_tcp is 0): the local stack's".to_owned();
+        if parsed.flow.protocol == Protocol::TCP {
+            let sloppy = table.sysctls.sloppy_tcp != 0;
+            if sloppy && !tcp::may_create_sloppy(parsed.tcp_flags) {
+                return "a RST begins no connection: the local stack's".to_owned();
+            }
+            if !sloppy && !tcp::may_create(parsed.tcp_flags) {
+                return "no SYN, so it begins no connection of the service (sloppy_tcp is 0): the local stack's"
+                    .to_owned();
+            }
         }
         if parsed.flow.protocol == Protocol::SCTP {
             let sloppy = table.sysctls.sloppy_sctp != 0;
@@ -391,6 +395,19 @@ impl Scene<'_> {
         }
         "the local stack's".to_owned()
     }
+}
+
+/// Why each server takes no new connection.
+fn unavailable(service: &Service) -> String {
+    let reason = |candidate: &Candidate| {
+        let server = SocketAddr::new(candidate.key.address, candidate.key.port);
+        match candidate.weight {
+            0 => format!("; {server} has weight 0"),
+            _ if candidate.load.is_overloaded() => format!("; {server} is over its threshold"),
+            _ => format!("; {server} was not chosen"),
+        }
+    };
+    service.candidates.iter().map(reason).collect()
 }
 
 fn server(connection: &Connection) -> String {
