@@ -20,9 +20,10 @@ use crate::control;
 use crate::control::client::Client;
 use crate::ipvsadm;
 use crate::options::{
-    DecapOptions, DemoOptions, MarkOptions, PingOptions, RunOptions, SocketOption, StatsOptions, StopOptions,
-    SysctlOptions,
+    DecapOptions, DemoOptions, ExplainOptions, MarkOptions, PingOptions, ReplayOptions, RunOptions, SocketOption,
+    StatsOptions, StopOptions, SysctlOptions,
 };
+use crate::replay::error::ReplayError;
 
 /// A Linux Virtual Server director in userspace: IPVS on AF_XDP or packet sockets, with ipvsadm's commands and output
 #[derive(Debug, Parser)]
@@ -53,6 +54,12 @@ enum Command {
     Mark(MarkOptions),
     /// See whether a director runs: its version and process id
     Ping(PingOptions),
+    /// Put the frames of a file through a director in memory and say what comes out, where, and why; exits with 1 when a
+    /// recorded case comes out otherwise
+    Replay(ReplayOptions),
+    /// Ask the running director which way a flow goes and why, without touching it: known connection, template, the
+    /// scheduler's choice, next hop
+    Explain(ExplainOptions),
     /// Show a complete little cluster in network namespaces: client, director, two real servers
     Demo(DemoOptions),
     /// On a real server whose kernel has no IPIP: unwrap it for the local stack, in the foreground
@@ -89,6 +96,7 @@ fn dispatch(command: Command) -> ExitCode {
         Command::Run(options) => run(options),
         Command::Demo(options) => demo(options),
         Command::Decap(options) => decap(options),
+        Command::Replay(options) => replay(&options),
         Command::Ipvsadm { arguments } => ipvsadm::main("ipvsadm", &arguments),
         Command::Stop(options) => print(ask::stop(
             &options,
@@ -101,6 +109,7 @@ fn dispatch(command: Command) -> ExitCode {
             let socket = options.action.socket();
             print(mark::mark(&options.action, &mut client(socket)))
         }
+        Command::Explain(options) => print(ask::explain(&options, &mut client(&options.socket))),
         Command::Ping(options) => print(ask::ping(&mut client(&options.socket))),
     }
 }
@@ -165,6 +174,23 @@ fn decap(options: DecapOptions) -> ExitCode {
         Err(error) => {
             eprintln!("uvs decap: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn replay(options: &ReplayOptions) -> ExitCode {
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    match crate::replay::run(options, &mut out) {
+        Ok(summary) if summary.different == 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            // What was said before the error comes before it; a terminal that is gone is no news.
+            let _ = out.flush();
+            eprintln!("uvs replay: {error}");
+            match error {
+                ReplayError::Usage(_) => ExitCode::from(2),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

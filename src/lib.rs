@@ -17,6 +17,7 @@
 //! | [`io`] | drivers, packet filter, netlink, tun, namespaces: all that is unsafe |
 //! | [`control`] | the one writer |
 //! | [`ipvsadm`] | the dialect |
+//! | [`replay`] | frames of files through a director in memory |
 //! | [`demo`] | a cluster in network namespaces |
 //! | [`cli`] | the commands |
 //!
@@ -49,6 +50,7 @@ pub mod io;
 pub mod ipvsadm;
 pub mod options;
 pub mod packet;
+pub mod replay;
 pub mod scheduler;
 pub mod service;
 pub mod table;

@@ -272,6 +272,34 @@ pub struct MarkClearOptions {
     pub socket: SocketOption,
 }
 
+/// Options of `uvs replay`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ReplayOptions {
+    /// Frames: a capture (pcap or pcapng, Ethernet), whose clock is the director's, or recorded cases (JSON, as
+    /// tests/kernel/packets.json has them), each a director of its own, with what came out
+    #[arg(value_name = "CASES|PCAP")]
+    pub file: PathBuf,
+
+    /// Rules: TOML as for `uvs run --config`, or as `ipvsadm -S` writes them; a capture needs them. The addresses of
+    /// services are the director's
+    #[arg(short, long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+
+    /// The director's interfaces, 1 to 16: a file with one a line, or one as
+    /// NAME[,mac=MAC][,mtu=BYTES][,ADDRESS/BITS]…[,gateway=ADDRESS[@MAC]]…[,neighbour=ADDRESS@MAC]…; may be given several
+    /// times [default: for cases those of the recordings; for a capture eth0 with everybody on its link]
+    #[arg(short, long, value_name = "FILE|INTERFACE")]
+    pub interfaces: Vec<String>,
+
+    /// Print one JSON object a frame
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write what left the director to a pcap file as well
+    #[arg(short, long, value_name = "PCAP")]
+    pub write: Option<PathBuf>,
+}
+
 /// Options of `uvs demo`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct DemoOptions {
@@ -306,6 +334,30 @@ pub struct DecapOptions {
     /// Interface on which IPIP arrives
     #[arg(short, long, value_name = "IF")]
     pub interface: String,
+}
+
+/// Options of `uvs explain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct ExplainOptions {
+    /// tcp, udp or sctp
+    #[arg(value_name = "PROTO")]
+    pub protocol: String,
+
+    /// Where the packet comes from: the client, such as 198.51.100.7:20001 or [2001:db8::7]:20001
+    #[arg(value_name = "CLIENT:PORT")]
+    pub client: String,
+
+    /// Where it goes: the virtual service, such as 192.0.2.1:80
+    #[arg(value_name = "VIP:PORT")]
+    pub virtual_address: String,
+
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Which daemon.
+    #[command(flatten)]
+    pub socket: SocketOption,
 }
 
 /// Options of `uvs ping`.

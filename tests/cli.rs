@@ -70,6 +70,14 @@ fn exit_codes() {
         (&["sysctl", "kernel.pid_max"], 2),
         (&["sysctl", "net.ipv4.vs.pmtu_disc"], 1),
         (&["ping"], 1),
+        (&["explain"], 2),
+        (&["explain", "tcp", "1.2.3.4", "10.0.0.1:80"], 2),
+        (&["explain", "tcp", "1.2.3.4:5", "10.0.0.1:80"], 1),
+        (&["replay"], 2),
+        (
+            &["replay", "tests/kernel/packets.json", "--interfaces", "eth0,mtu=1"],
+            2,
+        ),
         (&["stats", "--json"], 1),
         (&["stop"], 1),
     ] {

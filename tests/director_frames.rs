@@ -307,6 +307,44 @@ fn too_long_without_dont_fragment_is_cut_after_the_outer_header() {
     assert!(transport_checksum_is_right(&unwrap_tunnel(&join(&out))));
 }
 
+/// A SYN with Ethernet's MSS by each method, without and with `mss_clamp`; then the connection's next SYN and plain packet.
+#[test]
+fn the_mss_of_a_syn_is_made_to_fit_only_through_tunnels_and_only_when_asked() {
+    for family in FAMILIES {
+        let (client, vip, _) = addresses(family);
+        for method in METHODS {
+            for clamp in [false, true] {
+                let mut director = director(family, method);
+                if clamp {
+                    let command = uvs::control::protocol::Command::SetMssClamp { on: true };
+                    director.apply(&[command]).expect("a command that is never refused");
+                }
+                let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC).ip(ip_header(client, vip));
+                let builder = builder.tcp(20001, 80, 1, 9000).syn();
+                let builder = builder.options_raw(&[1, 2, 4, 0x23, 0, 3, 3, 7]).expect("options");
+                let mut syn = Vec::new();
+                builder.write(&mut syn, &[]).expect("a vector takes everything");
+                for _ in 0..2 {
+                    let mut out = sent(&director.inject(CLIENT_SIDE, &syn, Offload::default())).remove(0);
+                    if method == "-i" {
+                        out = unwrap_tunnel(&out);
+                    }
+                    let l4 = flow(&out).l4 as usize;
+                    let mss = u16::from_be_bytes([out[l4 + 23], out[l4 + 24]]);
+                    let expected = match (clamp && method == "-i", family) {
+                        (false, _) => 0x2300,
+                        (true, Family::V4) => 1440,
+                        (true, Family::V6) => 1400,
+                    };
+                    let name = format!("{family:?} {method} clamp {clamp}");
+                    assert!(transport_checksum_is_right(&out), "{name}");
+                    assert_eq!(mss, expected, "{name}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn an_error_from_a_router_before_the_destination_comes_from_the_vip() {
     for family in FAMILIES {

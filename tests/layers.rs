@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["io"],
     &["control"],
     &["ipvsadm"],
+    &["replay"],
     &["demo"],
     &["cli"],
 ];

@@ -3,9 +3,10 @@
 
 use super::stats;
 use crate::control::client::{ClientError, Transport};
+use crate::control::explain::Question;
 use crate::control::protocol::{Command, Reply, Request};
 use crate::control::run_error::RunError;
-use crate::options::{StatsOptions, StopOptions, SysctlOptions};
+use crate::options::{ExplainOptions, StatsOptions, StopOptions, SysctlOptions};
 use crate::table::Sysctls;
 
 /// What the IPVS settings' names begin with.
@@ -133,6 +134,20 @@ pub fn stop(
             ))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// `uvs explain`.
+pub fn explain(options: &ExplainOptions, transport: &mut dyn Transport) -> Result<String, AskError> {
+    let question = Question::parse(&options.protocol, &options.client, &options.virtual_address);
+    let question = question.map_err(AskError::Usage)?;
+    match transport.call(&Request::Explain { question })? {
+        Reply::Explained { explanation } if options.json => {
+            let text = serde_json::to_string(&explanation).map_err(|error| AskError::Refused(error.to_string()))?;
+            Ok(format!("{text}\n"))
+        }
+        Reply::Explained { explanation } => Ok(explanation.to_string()),
+        reply => Err(refused(reply)),
     }
 }
 

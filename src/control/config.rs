@@ -205,7 +205,12 @@ fn parse_toml(text: &str) -> Result<Config, Fault> {
     let file: FileTable = toml::from_str(text).map_err(|error| syntax_fault(text, &error))?;
     let source = Source { text };
     let daemon = source.daemon(&file)?;
-    let mut desired = State::default();
+    let mut desired = source.apply(
+        State::default(),
+        Command::SetMssClamp { on: file.mss_clamp },
+        0,
+        "mss_clamp",
+    )?;
     if let Some(timeouts) = &file.timeouts {
         let timeouts = source.timeouts(timeouts)?;
         desired = source.apply(desired, Command::SetTimeouts(timeouts), 0, "timeouts")?;
@@ -267,6 +272,8 @@ struct FileTable {
     state_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
+    #[serde(default)]
+    mss_clamp: bool,
     timeouts: Option<TimeoutsTable>,
     #[serde(default)]
     sysctl: BTreeMap<String, Spanned<toml::Value>>,

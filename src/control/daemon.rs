@@ -12,6 +12,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 
 use super::config::{Config, ConfigError, DaemonConfig};
+use super::explain::{self, Question};
 use super::outside::{Outside, Stuck};
 use super::protocol::{Command, CommandError, Reply, Request};
 use super::registry::Registry;
@@ -246,6 +247,7 @@ impl<'a, O: Outside> Control<'a, O> {
                     message: error.to_string(),
                 },
             }),
+            Request::Explain { question } => self.explain(question, answering),
             Request::Ping => answering.reply(here()),
             Request::Stop { keep } => {
                 let answering = Some(answering);
@@ -263,6 +265,20 @@ impl<'a, O: Outside> Control<'a, O> {
         Reply::Services {
             services: self.registry.list(&self.state, service),
         }
+    }
+
+    /// From copies, on the client's thread: a look through a million connections takes a moment.
+    fn explain(&self, question: Question, answering: Answering) {
+        let table = self
+            .registry
+            .view(&self.state, self.interfaces.clone(), self.local.clone());
+        let (state, find) = (self.state.clone(), self.outside.find_connections());
+        answering.reply_with(move || {
+            let template = explain::template_key(&question, &table);
+            let (entries, now) = find(&|connection| question.is_about(template.as_ref(), connection));
+            let explanation = Box::new(explain::explain(&question, &table, &state, &entries, now));
+            Reply::Explained { explanation }
+        });
     }
 
     fn report(&mut self) -> Report {

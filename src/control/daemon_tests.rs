@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 
 use super::super::client::{Client, Transport};
 use super::super::config;
-use super::super::outside::ListConnections;
+use super::super::outside::{FindConnections, ListConnections};
 use super::super::registry::Routes;
 use super::super::server::Server;
 use super::super::store::{Found, Store};
@@ -145,6 +145,10 @@ impl Outside for Fake {
 
     fn connections(&self) -> ListConnections {
         Box::new(Vec::new)
+    }
+
+    fn find_connections(&self) -> FindConnections {
+        Box::new(|_| (Vec::new(), crate::conn::Tick::from_boot_ns(0)))
     }
 
     fn report(&mut self) -> Report {

@@ -36,6 +36,9 @@ pub fn difference(running: &State, desired: &State, complete: bool) -> Vec<Comma
                 rules: desired.marks().to_vec(),
             });
         }
+        if running.mss_clamp != desired.mss_clamp {
+            commands.push(Command::SetMssClamp { on: desired.mss_clamp });
+        }
     }
     commands
 }
@@ -120,6 +123,7 @@ mod tests {
         tcp = "10.0.0.1:25"
     "#;
     const AFTER: &str = r#"
+        mss_clamp = true
         sysctl.sloppy_tcp = 1
         [[service]]
         tcp = "10.0.0.1:443"
@@ -148,6 +152,7 @@ mod tests {
             "SetTimeouts",
             "SetSysctl",
             "SetMarks",
+            "SetMssClamp",
         ];
         assert_eq!(words.len(), begins.len(), "{words:#?}");
         for (word, begin) in words.iter().zip(begins) {

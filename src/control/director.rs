@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use hdrhistogram::Histogram;
 
-use super::outside::{ListConnections, Outside, Stuck};
+use super::outside::{FindConnections, ListConnections, Outside, Stuck};
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::{InterfaceReport, Report};
@@ -369,6 +369,19 @@ impl Outside for Director {
             let mut list = Vec::new();
             connections.for_each(|connection| list.push(listing(connection, now)));
             list
+        })
+    }
+
+    fn find_connections(&self) -> FindConnections {
+        let connections = self.connections.clone();
+        Box::new(move |wanted| {
+            let mut found = Vec::new();
+            connections.for_each(|connection| {
+                if wanted(connection) {
+                    found.push(*connection);
+                }
+            });
+            (found, Tick::from_boot_ns(clock::boot_ns()))
         })
     }
 

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod difference;
 pub mod director;
 pub mod drivers;
+pub mod explain;
 pub mod outside;
 pub mod protocol;
 pub mod registry;

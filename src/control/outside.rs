@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::Report;
-use crate::conn::TimeoutTable;
+use crate::conn::{Connection, Tick, TimeoutTable};
 use crate::io::filter::Rule;
 use crate::table::{Destination, Interface, LocalAddresses, Supplies, Table};
 
@@ -22,6 +22,9 @@ pub struct Stuck {
 
 /// Makes the listing of all connections; may run on any thread.
 pub type ListConnections = Box<dyn FnOnce() -> Vec<ConnectionListing> + Send>;
+
+/// Copies of the connections that are wanted, and the time it is for them; may run on any thread.
+pub type FindConnections = Box<dyn FnOnce(&dyn Fn(&Connection) -> bool) -> (Vec<Connection>, Tick) + Send>;
 
 /// Workers, filter, kernel and clock.
 pub trait Outside: Routes {
@@ -69,6 +72,9 @@ pub trait Outside: Routes {
 
     /// The connections.
     fn connections(&self) -> ListConnections;
+
+    /// Some of the connections.
+    fn find_connections(&self) -> FindConnections;
 
     /// Numbers for `uvs stats`; the caller adds generation and `unsaved`.
     fn report(&mut self) -> Report;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::explain::{Explanation, Question};
 pub use crate::service::Timeouts;
 use crate::service::{Destination, DestinationKey, MarkRule, Service, ServiceKey};
 
@@ -47,6 +48,11 @@ pub enum Request {
     Stop {
         /// Leave filter and entries for the next start.
         keep: bool,
+    },
+    /// Which way a flow goes, and why (`uvs explain`). Changes nothing.
+    Explain {
+        /// Of which.
+        question: Question,
     },
     /// Version and process id, to see that it lives.
     Ping,
@@ -114,6 +120,11 @@ pub enum Command {
     DeleteMark {
         /// Which.
         which: WhichMark,
+    },
+    /// `mss_clamp` of the configuration: SYNs through tunnels announce an MSS that fits.
+    SetMssClamp {
+        /// Whether they do.
+        on: bool,
     },
     /// All rules of the classifier at once, in the place of those that are there (`uvs mark clear`, configuration).
     SetMarks {
@@ -203,6 +214,11 @@ pub enum Reply {
     Sysctl {
         /// Its value.
         value: String,
+    },
+    /// To `Explain`.
+    Explained {
+        /// The way.
+        explanation: Box<Explanation>,
     },
     /// To `Stop` and `Ping`.
     Ok {

@@ -196,7 +196,12 @@ impl Registry {
     /// The next table.
     pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         self.generation += 1;
-        let classifier = self.marks.classifier(&interfaces);
+        self.marks.compile(&interfaces);
+        self.view(state, interfaces, local)
+    }
+
+    /// The table as it is, to be looked at.
+    pub fn view(&self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         let services = self.services.values().map(|service| service.table.clone());
         Table {
             generation: self.generation,
@@ -207,7 +212,8 @@ impl Registry {
             timeouts: state.timeouts,
             sysctls: state.sysctls.clone(),
             defence: self.defence(state),
-            classifier,
+            classifier: self.marks.compiled(),
+            mss_clamp: state.mss_clamp,
         }
     }
 

@@ -88,6 +88,8 @@ pub struct State {
     pub sysctls: Arc<Sysctls>,
     /// Rules of the classifier, in order.
     marks: Arc<Vec<MarkRule>>,
+    /// `mss_clamp`.
+    pub mss_clamp: bool,
 }
 
 impl State {
@@ -158,6 +160,9 @@ impl State {
                 rules: self.marks.to_vec(),
             });
         }
+        if self.mss_clamp {
+            commands.push(Command::SetMssClamp { on: true });
+        }
         for entry in self.services() {
             commands.push(Command::AddService(entry.service.clone()));
             commands.extend(entry.oldest_first.iter().map(|destination| Command::AddDestination {
@@ -194,6 +199,7 @@ impl State {
             Command::AddMark { rule, at } => self.add_mark(rule, *at)?,
             Command::DeleteMark { which } => self.delete_mark(which)?,
             Command::SetMarks { rules } => self.set_marks(rules)?,
+            Command::SetMssClamp { on } => self.mss_clamp = *on,
         }
         Ok(Effect::None)
     }

@@ -99,8 +99,11 @@ fn the_kernels_refusals() {
     assert_eq!(refused(Command::EditService(service(other, "rr"))), NoSuchService);
     assert_eq!(refused(Command::DeleteService { service: other }), NoSuchService);
     assert_eq!(refused(Command::Zero { service: Some(other) }), NoSuchService);
-    assert_eq!(refused(Command::AddService(service(other, "twos"))), NoSuchScheduler);
-    assert_eq!(refused(Command::EditService(service(web, "twos"))), NoSuchScheduler);
+    assert_eq!(
+        refused(Command::AddService(service(other, "nonsense"))),
+        NoSuchScheduler
+    );
+    assert_eq!(refused(Command::EditService(service(web, "nonsense"))), NoSuchScheduler);
     assert_eq!(refused(add(other, there.clone())), NoSuchService);
     // Route has the service's port, so 8080 is the same server once more.
     assert_eq!(

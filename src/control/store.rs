@@ -299,6 +299,7 @@ mod tests {
     }
 
     const TOML: &str = r#"
+        mss_clamp = true
         timeouts.tcp = 600
         sysctl.sloppy_tcp = 1
         [[service]]

@@ -10,9 +10,9 @@
 use super::driver::Driver;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::{Direction, EntryRef, Guess, Hash, Hit, sctp, tcp};
-use crate::forward::{Outcome, icmp, masq, route, tunnel};
+use crate::forward::{Outcome, icmp, masq, mss, route, tunnel};
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{ChecksumOffload, ChunkType, DropReason, Family, Frame, Mac, Parsed, Protocol};
+use crate::packet::{ChecksumOffload, ChunkType, DropReason, Family, Frame, Mac, Parsed, Protocol, TcpFlags};
 use crate::service::Method;
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, NextHop, Reach};
 
@@ -145,6 +145,9 @@ impl<D: Driver> Round<'_, D> {
                     tunnel: destination.tunnel,
                     path_mtu_discovery: self.table.sysctls.pmtu_disc != 0,
                 };
+                if parsed.tcp_flags.any(TcpFlags::SYN) && self.table.mss_clamp {
+                    mss::clamp(frame, parsed, &outer);
+                }
                 match tunnel::forward(frame, parsed, &outer, self.ids) {
                     Outcome::Segment => return self.segment_into_tunnel(frame, interface, parsed, &outer, destination),
                     outcome => outcome,

@@ -8,6 +8,7 @@
 //! | [`route`] | direct routing: new link addresses |
 //! | [`masq`] | NAT: to the destination and back |
 //! | [`tunnel`] | an outer header: IPIP, GRE, GUE |
+//! | [`mss`] | the MSS of a SYN through a tunnel |
 //! | [`icmp`] | the errors that uvs itself sends |
 //! | [`related`] | ICMP errors of others about a connection |
 //! | [`fragment`] | fragments put together, datagrams cut |
@@ -18,6 +19,7 @@ pub mod check;
 pub mod fragment;
 pub mod icmp;
 pub mod masq;
+pub mod mss;
 pub mod related;
 pub mod route;
 pub mod tunnel;

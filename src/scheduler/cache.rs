@@ -36,6 +36,12 @@ impl<V> Cache<V> {
         result
     }
 
+    /// What is remembered of the address. For the control thread: a worker that comes in this moment decides without memory.
+    pub fn peek<R>(&self, address: IpAddr, look: impl FnOnce(Option<&V>) -> R) -> R {
+        let map = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        look(map.get(&address))
+    }
+
     /// A copy with every value changed, or left out. For the control thread, which does wait.
     pub fn map(&self, change: impl Fn(&V) -> Option<V>) -> Cache<V> {
         let copy = Cache::default();

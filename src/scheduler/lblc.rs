@@ -3,7 +3,7 @@
 
 use super::cache::Cache;
 use super::wlc::Wlc;
-use super::{Candidate, Schedule};
+use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 
 /// Whom each address has: index of the candidate.
@@ -24,18 +24,28 @@ impl Lblc {
 impl Schedule for Lblc {
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
         let decide = |cached: Option<&u16>| {
-            let cached = cached.map(|n| *n as usize);
-            // As in the kernel, a threshold (-x) does not end this.
-            let usable = |n: &usize| {
-                candidates
-                    .get(*n)
-                    .is_some_and(|c| c.weight > 0 && !is_busy(c, candidates))
-            };
-            let picked = cached.filter(usable).or_else(|| Wlc.pick(candidates, flow));
+            let picked = choose(cached, candidates, flow);
             (picked, picked.map(|n| n as u16))
         };
         self.cache.update(flow.destination(), decide)
     }
+
+    fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
+        let look = |cached: Option<&u16>| choose(cached, candidates, flow);
+        Peek::Sure(self.cache.peek(flow.destination(), look))
+    }
+}
+
+/// By what is remembered of the address.
+fn choose(cached: Option<&u16>, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    let cached = cached.map(|n| *n as usize);
+    // As in the kernel, a threshold (-x) does not end this.
+    let usable = |n: &usize| {
+        candidates
+            .get(*n)
+            .is_some_and(|c| c.weight > 0 && !is_busy(c, candidates))
+    };
+    cached.filter(usable).or_else(|| Wlc.pick(candidates, flow))
 }
 
 /// It has more active connections than its weight, while another has less than half of its own.

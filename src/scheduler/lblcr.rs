@@ -7,7 +7,7 @@ use super::cache::Cache;
 use super::lblc::{is_busy, moved};
 use super::lc::overhead;
 use super::wlc::Wlc;
-use super::{Candidate, Schedule};
+use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 
 /// Most destinations of one address; with more, the newest replaces the one before it.
@@ -36,6 +36,12 @@ impl Set {
             self.count = (self.count + 1).min(SET_MAX);
             self.members[self.count - 1] = n;
         }
+    }
+
+    /// Of the set while that is not overloaded, else of all.
+    fn choose(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+        let least = self.least(candidates).filter(|n| !is_busy(&candidates[*n], candidates));
+        least.or_else(|| Wlc.pick(candidates, flow))
     }
 
     /// The least loaded for its weight; of equals the newest.
@@ -73,13 +79,17 @@ impl Schedule for Lblcr {
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
         let decide = |set: Option<&Set>| {
             let mut set = set.copied().unwrap_or_default();
-            let least = set.least(candidates).filter(|n| !is_busy(&candidates[*n], candidates));
-            let picked = least.or_else(|| Wlc.pick(candidates, flow));
+            let picked = set.choose(candidates, flow);
             if let Some(n) = picked {
                 set.insert(n as u16);
             }
             (picked, picked.map(|_| set))
         };
         self.cache.update(flow.destination(), decide)
+    }
+
+    fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
+        let look = |set: Option<&Set>| set.copied().unwrap_or_default().choose(candidates, flow);
+        Peek::Sure(self.cache.peek(flow.destination(), look))
     }
 }

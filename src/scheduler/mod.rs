@@ -20,6 +20,7 @@ mod ovf;
 mod rr;
 mod sed;
 mod sh;
+mod twos;
 mod wlc;
 mod wrr;
 
@@ -65,10 +66,25 @@ pub trait Schedule {
     /// was built with.
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize>;
 
+    /// Whom [`pick`](Schedule::pick) would choose now, with nothing moved or remembered. As it stands here it is right for
+    /// schedulers that keep nothing from one pick to the next.
+    fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
+        Peek::Sure(self.pick(candidates, flow))
+    }
+
     /// The scheduler behind a `dyn Schedule`, so that its successor can go on where it stands.
     fn as_scheduler(&self) -> Option<&Scheduler> {
         None
     }
+}
+
+/// What a scheduler would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peek<T> {
+    /// Choose this one, or none.
+    Sure(Option<T>),
+    /// Draw lots.
+    Chance,
 }
 
 /// A scheduler as it was, and the list it was built with.
@@ -81,7 +97,7 @@ pub struct NoSuchScheduler;
 
 /// Every scheduler's name.
 pub const NAMES: &[&str] = &[
-    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf",
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos",
 ];
 
 /// Any scheduler.
@@ -113,6 +129,8 @@ pub enum Scheduler {
     Fo(fo::Fo),
     /// Weighted overflow.
     Ovf(ovf::Ovf),
+    /// Power of two random choices.
+    Twos(twos::Twos),
 }
 
 /// Makes the scheduler of that name (`-s`) with those flags (`-b`, by their listed names) for the candidates.
@@ -157,6 +175,10 @@ pub fn build(
         "nq" => Scheduler::Nq(nq::Nq),
         "fo" => Scheduler::Fo(fo::Fo),
         "ovf" => Scheduler::Ovf(ovf::Ovf),
+        "twos" => Scheduler::Twos(match previous {
+            Some((Scheduler::Twos(twos), _)) => twos.successor(),
+            _ => twos::Twos::seeded(),
+        }),
         _ => return Err(NoSuchScheduler),
     })
 }
@@ -177,6 +199,27 @@ impl Schedule for Scheduler {
             Scheduler::Nq(s) => s.pick(candidates, flow),
             Scheduler::Fo(s) => s.pick(candidates, flow),
             Scheduler::Ovf(s) => s.pick(candidates, flow),
+            Scheduler::Twos(s) => s.pick(candidates, flow),
+        }
+    }
+
+    fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
+        match self {
+            Scheduler::Rr(s) => s.peek(candidates, flow),
+            Scheduler::Wrr(s) => s.peek(candidates, flow),
+            Scheduler::Lblc(s) => s.peek(candidates, flow),
+            Scheduler::Lblcr(s) => s.peek(candidates, flow),
+            Scheduler::Twos(s) => s.peek(candidates, flow),
+            // These keep nothing.
+            Scheduler::Lc(_)
+            | Scheduler::Wlc(_)
+            | Scheduler::Dh(_)
+            | Scheduler::Sh(_)
+            | Scheduler::Mh(_)
+            | Scheduler::Sed(_)
+            | Scheduler::Nq(_)
+            | Scheduler::Fo(_)
+            | Scheduler::Ovf(_) => Peek::Sure(self.pick(candidates, flow)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Candidate, Schedule};
+use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 
 /// Nobody was picked yet: the head of the list comes next.
@@ -53,5 +53,10 @@ impl Schedule for Rr {
                 Err(now) => last = now,
             }
         }
+    }
+
+    fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
+        let last = AtomicU32::new(self.last.load(Ordering::Relaxed));
+        Peek::Sure(Rr { last }.pick(candidates, flow))
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Candidate, Schedule, gcd};
+use super::{Candidate, Peek, Schedule, gcd};
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
@@ -169,5 +169,13 @@ impl Schedule for Wrr {
                 Err(now) => bits = now,
             }
         }
+    }
+
+    fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
+        let copy = Wrr {
+            position: AtomicU64::new(self.position.load(Ordering::Relaxed)),
+            marks: self.marks,
+        };
+        Peek::Sure(copy.pick(candidates, flow))
     }
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conn::{Connection, Kind};
 use crate::packet::{Family, FlowKey, Mac, Protocol};
-use crate::scheduler::{Candidate, Load, Schedule};
+use crate::scheduler::{Candidate, Load, Peek, Schedule};
 use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 
 pub use defence::{Defence, Supplies};
@@ -47,6 +47,8 @@ pub struct Table {
     pub defence: Defence,
     /// Which packets have which firewall mark.
     pub classifier: Arc<Classifier>,
+    /// The MSS that a SYN announces is made small enough for the tunnel that it goes through.
+    pub mss_clamp: bool,
 }
 
 /// Services by key, and what follows from them.
@@ -109,6 +111,15 @@ impl Table {
     /// The service of a firewall mark.
     pub fn service_of_mark(&self, mark: u32, family: Family) -> Option<&Arc<Service>> {
         self.services.marks.get(&(mark, family))
+    }
+
+    /// The service that a connection was made by, as clients ask for it.
+    pub fn service_of(&self, connection: &Connection) -> Option<&Arc<Service>> {
+        let flow = FlowKey::new(connection.protocol, connection.client, connection.virtual_address);
+        match connection.fwmark {
+            0 => self.service(&flow),
+            mark => self.service_of_mark(mark, flow.family),
+        }
     }
 
     /// The service of an address: that of exactly the flow's destination address and port, else the one with port 0.
@@ -324,6 +335,14 @@ impl Service {
     pub fn pick(&self, flow: &FlowKey) -> Option<DestinationId> {
         let index = self.scheduler.pick(&self.candidates, flow)?;
         self.ids.get(index).copied()
+    }
+
+    /// The destination that [`pick`](Service::pick) would choose now, with nothing moved.
+    pub fn peek(&self, flow: &FlowKey) -> Peek<DestinationId> {
+        match self.scheduler.peek(&self.candidates, flow) {
+            Peek::Sure(index) => Peek::Sure(index.and_then(|index| self.ids.get(index).copied())),
+            Peek::Chance => Peek::Chance,
+        }
     }
 }
 

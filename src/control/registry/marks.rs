@@ -76,12 +76,16 @@ impl Marks {
         true
     }
 
-    /// The rules as the workers have them.
-    pub(super) fn classifier(&mut self, interfaces: &Arc<[Interface]>) -> Arc<Classifier> {
-        if let Some((of, classifier)) = &self.compiled
-            && of == interfaces
-        {
-            return classifier.clone();
+    /// The rules as the workers have them, as last compiled.
+    pub(super) fn compiled(&self) -> Arc<Classifier> {
+        let compiled = self.compiled.as_ref();
+        compiled.map(|(_, classifier)| classifier.clone()).unwrap_or_default()
+    }
+
+    /// Compiles the rules if they or the interfaces have changed.
+    pub(super) fn compile(&mut self, interfaces: &Arc<[Interface]>) {
+        if self.compiled.as_ref().is_some_and(|(of, _)| of == interfaces) {
+            return;
         }
         for rule in self.rules.iter() {
             if let Some(name) = &rule.interface
@@ -91,8 +95,7 @@ impl Marks {
             }
         }
         let classifier = Arc::new(Classifier::new(&self.rules, interfaces));
-        self.compiled = Some((interfaces.clone(), classifier.clone()));
-        classifier
+        self.compiled = Some((interfaces.clone(), classifier));
     }
 
     /// The rules that send packets to a mark's service; with those of before, if it has connections.

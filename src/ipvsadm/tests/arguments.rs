@@ -103,7 +103,7 @@ fn call(command: &Command) -> serde_json::Value {
             "protocol": 0, "address": "0.0.0.0", "port": 0, "fwmark": 0, "scheduler": "", "flags": 0, "timeout": 0,
             "netmask": "255.255.255.255"}}),
         Command::SetTimeouts(t) => json!({"call": "set_timeouts", "timeouts": [t.tcp, t.tcp_fin, t.udp]}),
-        Command::SetSysctl { .. } => unreachable!("ipvsadm sets no sysctl"),
+        Command::SetSysctl { .. } | Command::SetMssClamp { .. } => unreachable!("ipvsadm sets no such"),
         Command::AddMark { .. } | Command::DeleteMark { .. } | Command::SetMarks { .. } => {
             unreachable!("ipvsadm has no classifier")
         }

@@ -373,7 +373,7 @@ fn thresholds() {
 
 #[test]
 fn unknown_and_empty() {
-    assert_eq!(build("twos", &[], &[], None).unwrap_err(), NoSuchScheduler);
+    assert_eq!(build("nonsense", &[], &[], None).unwrap_err(), NoSuchScheduler);
     let flow = FlowKey::v4(Protocol::TCP, 1, 2, 3);
     for name in NAMES {
         let scheduler = build(name, &[], &[], None).unwrap();
