@@ -7,6 +7,7 @@
 mod print;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +17,6 @@ use crate::packet::{ChunkType, DropReason, Family, FlowKey, Protocol, TcpFlags};
 use crate::scheduler::{Candidate, Peek};
 use crate::service::{DestinationKey, Method, ServiceKey, TransportProtocol};
 use crate::table::{Destination, DestinationId, InterfaceId, Reach, Service, Table};
-
-/// Rules of firewall marks that ask for an interface are answered for the first one: a question names none.
-const ANY_INTERFACE: InterfaceId = InterfaceId(0);
 
 /// A client's packet, or a NAT real server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,7 +94,16 @@ fn is_template(key: &FlowKey, connection: &Connection) -> bool {
 /// The key of the template that the flow would use.
 pub fn template_key(question: &Question, table: &Table) -> Option<FlowKey> {
     let flow = question.flow();
-    table.service_at(&flow, ANY_INTERFACE)?.template_key(&flow)
+    service_of_flow(table, &flow)?.template_key(&flow)
+}
+
+/// The service that a flow asks for, by a firewall mark or by its address. A question names no interface, so the first that
+/// gives the flow a mark counts.
+fn service_of_flow<'t>(table: &'t Table, flow: &FlowKey) -> Option<&'t Arc<Service>> {
+    let mut interfaces = (0..table.interfaces.len()).map(|n| InterfaceId(n as u8));
+    let marked = interfaces.find_map(|interface| table.classifier.mark(flow, interface));
+    let marked = marked.and_then(|mark| table.service_of_mark(mark, flow.family));
+    marked.or_else(|| table.service(flow))
 }
 
 /// Which way a flow goes.
@@ -247,7 +254,7 @@ impl Scene<'_> {
                 }
             }
         }
-        let Some(service) = self.table.service_at(&self.flow, ANY_INTERFACE) else {
+        let Some(service) = service_of_flow(self.table, &self.flow) else {
             let why = format!(
                 "no service has {} {}",
                 name_of(self.question.protocol),

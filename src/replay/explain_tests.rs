@@ -247,3 +247,23 @@ fn a_question_that_makes_no_sense_is_refused() {
     }
     assert!(Question::parse("TCP", "[2001:db8::7]:1", "[fd00::1]:80").is_ok());
 }
+
+/// A firewall mark's service comes before that of the address, here as in the data plane.
+#[test]
+fn a_marked_flow_goes_to_the_service_of_its_mark() {
+    let mut d = director("-A -t 10.200.1.1:80 -s rr; -A -f 7 -s rr; -a -f 7 -r 172.16.0.11:0 -m");
+    let toml = "[[mark]]\nmark = 7\nprotocol = \"tcp\"\ndestination = \"10.200.1.1\"\ndestination_port = \"80\"\n";
+    let config = crate::control::config::parse("marks".as_ref(), toml, |_| Ok(vec![])).unwrap();
+    let rules = config.desired.marks().to_vec();
+    d.apply(&[Command::SetMarks { rules }]).unwrap();
+    let answer = ask(&d, C1, SERVICE);
+    assert_eq!(
+        (answer.way, answer.service.as_deref()),
+        (Way::Scheduler, Some("FWM 7")),
+        "{answer:?}"
+    );
+    // Unmarked: the address's service, which has no server.
+    d.apply(&[Command::SetMarks { rules: vec![] }]).unwrap();
+    let answer = ask(&d, C1, SERVICE);
+    assert_eq!(answer.service.as_deref(), Some("TCP 10.200.1.1:80"), "{answer:?}");
+}

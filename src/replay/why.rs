@@ -315,6 +315,9 @@ impl Scene<'_> {
                 None => "an ICMP error".to_owned(),
             };
         }
+        if matches!(self.about, About::Nothing) {
+            return "AH or ESP, which follows the connection of its key exchange".to_owned();
+        }
         match (before, after) {
             (Some((b, _)), Some((a, direction))) if b.number == a.number => {
                 let way = match direction {
