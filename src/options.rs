@@ -285,10 +285,15 @@ pub struct ReplayOptions {
     #[arg(short, long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
 
-    /// The director's interfaces, 1 to 16: a file with one a line, or one as
-    /// NAME[,mac=MAC][,mtu=BYTES][,ADDRESS/BITS]…[,gateway=ADDRESS[@MAC]]…[,neighbour=ADDRESS@MAC]…; may be given several
-    /// times [default: for cases those of the recordings; for a capture eth0 with everybody on its link]
-    #[arg(short, long, value_name = "FILE|INTERFACE")]
+    /// The director's interfaces, as the help has them.
+    #[arg(
+        short,
+        long,
+        value_name = "FILE|INTERFACE",
+        help = "The director's interfaces, 1 to 16: a file with one a line, or one as \
+                NAME[,mac=MAC][,mtu=BYTES][,ADDRESS/BITS]…[,gateway=ADDRESS[@MAC]]…[,neighbour=ADDRESS@MAC]…; may be given \
+                several times [default: for cases those of the recordings; for a capture eth0 with everybody on its link]"
+    )]
     pub interfaces: Vec<String>,
 
     /// Print one JSON object a frame
@@ -343,8 +348,11 @@ pub struct ExplainOptions {
     #[arg(value_name = "PROTO")]
     pub protocol: String,
 
-    /// Where the packet comes from: the client, such as 198.51.100.7:20001 or [2001:db8::7]:20001
-    #[arg(value_name = "CLIENT:PORT")]
+    /// Where the packet comes from.
+    #[arg(
+        value_name = "CLIENT:PORT",
+        help = "Where the packet comes from: the client, such as 198.51.100.7:20001 or [2001:db8::7]:20001"
+    )]
     pub client: String,
 
     /// Where it goes: the virtual service, such as 192.0.2.1:80

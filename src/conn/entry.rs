@@ -314,7 +314,7 @@ impl<'t> EntryRef<'t> {
     }
 
     /// A template lasts as long again as it did before: as its service said when it began, or what
-    /// [`last`](EntryRef::last) said.
+    /// `last` said.
     pub fn rearm(&self, now: Tick) {
         let deadline = now.after((self.own().load(Ordering::Relaxed) >> 32) as u32);
         let control = self.control();
