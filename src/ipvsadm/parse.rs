@@ -260,7 +260,10 @@ impl Collected {
             Opt::DeleteService => Invocation::Change(Command::DeleteService { service: self.key() }),
             Opt::Clear => Invocation::Change(Command::Clear),
             Opt::Zero => Invocation::Change(Command::Zero {
-                service: self.given.has(OptionKind::ServiceAddress).then(|| self.key()),
+                // The address of nobody, port 0: libipvs names no service then, which means all.
+                service: Some(self.key())
+                    .filter(|_| self.given.has(OptionKind::ServiceAddress))
+                    .filter(|key| !is_nowhere(key)),
             }),
             Opt::AddServer => {
                 let destination = self.destination()?;
@@ -410,4 +413,9 @@ fn mcast_group(text: &str) -> Result<IpAddr, UsageError> {
     };
     let group = group.filter(IpAddr::is_multicast);
     group.ok_or_else(|| UsageError::usage(format!("invalid {family} mcast-group `{text}'")))
+}
+
+/// 0.0.0.0:0 or [::]:0.
+fn is_nowhere(key: &ServiceKey) -> bool {
+    matches!(key, ServiceKey::Address { address, port: 0, .. } if address.is_unspecified())
 }

@@ -382,6 +382,23 @@ fn a_restore_is_one_request_and_saves_what_it_read() {
     assert_eq!(control.run("ipvsadm-save -n").stdout, "-A -t 10.0.0.1:80 -s wlc\n");
 }
 
+/// A service may be without a scheduler; the statistics of nowhere are those of all.
+#[test]
+fn nobody_and_nowhere() {
+    let mut control = InMemory::default();
+    assert_eq!(control.run("ipvsadm -A -t 10.0.0.1:80 -s none"), outcome("", "", 0));
+    assert_eq!(
+        control.run("ipvsadm -S -n"),
+        outcome("-A -t 10.0.0.1:80 -s none\n", "", 0)
+    );
+    for line in ["ipvsadm -Z -t 0.0.0.0:0", "ipvsadm -Z -u [::]:0"] {
+        assert_eq!(control.run(line), outcome("", "", 0), "{line}");
+        assert_eq!(control.commands.pop(), Some(Command::Zero { service: None }), "{line}");
+    }
+    let refused = control.run("ipvsadm -Z -t 0.0.0.0:80");
+    assert_eq!(refused, outcome("", "No such service\n", 255));
+}
+
 #[test]
 fn the_save_script_knows_one_option() {
     let mut control = InMemory::default();

@@ -15,6 +15,7 @@ mod lblcr;
 mod lc;
 mod load;
 mod mh;
+mod none;
 mod nq;
 mod ovf;
 mod rr;
@@ -97,7 +98,7 @@ pub struct NoSuchScheduler;
 
 /// Every scheduler's name.
 pub const NAMES: &[&str] = &[
-    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos",
+    "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos", "none",
 ];
 
 /// Any scheduler.
@@ -129,6 +130,8 @@ pub enum Scheduler {
     Fo(fo::Fo),
     /// Weighted overflow.
     Ovf(ovf::Ovf),
+    /// Nobody.
+    Nobody(none::Nobody),
     /// Power of two random choices.
     Twos(twos::Twos),
 }
@@ -175,6 +178,7 @@ pub fn build(
         "nq" => Scheduler::Nq(nq::Nq),
         "fo" => Scheduler::Fo(fo::Fo),
         "ovf" => Scheduler::Ovf(ovf::Ovf),
+        "none" => Scheduler::Nobody(none::Nobody),
         "twos" => Scheduler::Twos(match previous {
             Some((Scheduler::Twos(twos), _)) => twos.successor(),
             _ => twos::Twos::seeded(),
@@ -199,6 +203,7 @@ impl Schedule for Scheduler {
             Scheduler::Nq(s) => s.pick(candidates, flow),
             Scheduler::Fo(s) => s.pick(candidates, flow),
             Scheduler::Ovf(s) => s.pick(candidates, flow),
+            Scheduler::Nobody(s) => s.pick(candidates, flow),
             Scheduler::Twos(s) => s.pick(candidates, flow),
         }
     }
@@ -219,7 +224,8 @@ impl Schedule for Scheduler {
             | Scheduler::Sed(_)
             | Scheduler::Nq(_)
             | Scheduler::Fo(_)
-            | Scheduler::Ovf(_) => Peek::Sure(self.pick(candidates, flow)),
+            | Scheduler::Ovf(_)
+            | Scheduler::Nobody(_) => Peek::Sure(self.pick(candidates, flow)),
         }
     }
 

@@ -1,0 +1,14 @@
+//! None (`-s none`): nobody gets a new connection, as of a service of the kernel's that has no scheduler.
+
+use super::{Candidate, Schedule};
+use crate::packet::FlowKey;
+
+/// Has no state of its own.
+#[derive(Debug)]
+pub struct Nobody;
+
+impl Schedule for Nobody {
+    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
+        None
+    }
+}
