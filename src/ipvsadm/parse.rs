@@ -415,7 +415,7 @@ fn mcast_group(text: &str) -> Result<IpAddr, UsageError> {
     group.ok_or_else(|| UsageError::usage(format!("invalid {family} mcast-group `{text}'")))
 }
 
-/// 0.0.0.0:0 or [::]:0.
+/// The unspecified address, port 0.
 fn is_nowhere(key: &ServiceKey) -> bool {
     matches!(key, ServiceKey::Address { address, port: 0, .. } if address.is_unspecified())
 }
