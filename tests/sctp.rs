@@ -4,11 +4,14 @@
 
 #[path = "support/memory_director.rs"]
 mod memory_director;
+#[path = "support/sctp_chunks.rs"]
+mod sctp_chunks;
 
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
+use sctp_chunks::{COOKIE_ACK, COOKIE_ECHO, DATA, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE};
 use uvs::conn::{Connection, Tick};
 use uvs::packet::parse::{Packet, Parsed, parse};
 use uvs::packet::{DropReason, Family, Offload, Protocol, checksum};
@@ -18,17 +21,6 @@ const DIRECTOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xd0];
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const SECOND: u64 = 1_000_000_000;
 
-/// Chunks: type, flags, length, and enough of a value.
-const INIT: &[u8] = &[1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 5, 0xdc, 0, 1, 0, 1, 0, 0, 0, 1];
-const INIT_ACK: &[u8] = &[2, 0, 0, 20, 0, 0, 0, 2, 0, 0, 5, 0xdc, 0, 1, 0, 1, 0, 0, 0, 7];
-const COOKIE_ECHO: &[u8] = &[10, 0, 0, 6, 0xaa, 0xbb, 0, 0];
-const COOKIE_ACK: &[u8] = &[11, 0, 0, 4];
-const DATA: &[u8] = &[
-    0, 3, 0, 21, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, b'h', b'e', b'l', b'l', b'o', 0, 0, 0,
-];
-const SHUTDOWN: &[u8] = &[7, 0, 0, 8, 0, 0, 0, 1];
-const SHUTDOWN_ACK: &[u8] = &[8, 0, 0, 4];
-const SHUTDOWN_COMPLETE: &[u8] = &[14, 0, 0, 4];
 const ABORT: &[u8] = &[6, 0, 0, 4];
 
 /// Client, VIP, and the real servers.

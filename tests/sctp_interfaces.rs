@@ -4,24 +4,16 @@
 //! How: frames on the wires of the recorded topology. (The stacks are made by hand: whether the kernel has SCTP does not matter.)
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "support/sctp_chunks.rs"]
+mod sctp_chunks;
 mod support;
 
 use std::net::SocketAddr;
 
 use etherparse::{IpNumber, PacketBuilder};
+use sctp_chunks::{COOKIE_ACK, COOKIE_ECHO, DATA, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE};
 use support::recorded::{Bench, Side, checksums};
 use uvs::packet::checksum;
-
-const INIT: &[u8] = &[1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 5, 0xdc, 0, 1, 0, 1, 0, 0, 0, 1];
-const INIT_ACK: &[u8] = &[2, 0, 0, 20, 0, 0, 0, 2, 0, 0, 5, 0xdc, 0, 1, 0, 1, 0, 0, 0, 7];
-const COOKIE_ECHO: &[u8] = &[10, 0, 0, 6, 0xaa, 0xbb, 0, 0];
-const COOKIE_ACK: &[u8] = &[11, 0, 0, 4];
-const DATA: &[u8] = &[
-    0, 3, 0, 21, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, b'h', b'e', b'l', b'l', b'o', 0, 0, 0,
-];
-const SHUTDOWN: &[u8] = &[7, 0, 0, 8, 0, 0, 0, 1];
-const SHUTDOWN_ACK: &[u8] = &[8, 0, 0, 4];
-const SHUTDOWN_COMPLETE: &[u8] = &[14, 0, 0, 4];
 
 /// An SCTP packet whose checksum is not finished: 0.
 fn sctp(side: Side, from: &str, to: &str, chunks: &[&[u8]]) -> Vec<u8> {

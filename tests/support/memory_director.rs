@@ -40,7 +40,6 @@ impl MemoryDirector {
     }
 
     /// The classifier's rules, as `[[mark]]` in a configuration.
-    #[allow(dead_code, reason = "as below")]
     pub fn marks(&mut self, toml: &str) {
         let config = uvs::control::config::parse("marks".as_ref(), toml, |_| Ok(vec![]));
         let rules = config
@@ -63,7 +62,6 @@ impl MemoryDirector {
     }
 
     /// What the filter in front of this director would look for.
-    #[allow(dead_code, reason = "as below")]
     pub fn filter_rules(&self) -> std::collections::HashSet<uvs::io::filter::Rule> {
         self.0.filter_rules()
     }
