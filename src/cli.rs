@@ -183,6 +183,8 @@ fn replay(options: &ReplayOptions) -> ExitCode {
     match crate::replay::run(options, &mut out) {
         Ok(summary) if summary.different == 0 => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
+        // The reader went away, as with `uvs replay … | head`.
+        Err(ReplayError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         Err(error) => {
             // What was said before the error comes before it; a terminal that is gone is no news.
             let _ = out.flush();

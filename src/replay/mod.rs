@@ -140,10 +140,6 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    fn wrong(&self, reason: impl std::fmt::Display) -> ReplayError {
-        ReplayError::file(&self.options.file, reason)
-    }
-
     /// Every case in a director of its own.
     fn cases(&mut self, network: Option<Network>, rules: Option<Config>) -> Result<(), ReplayError> {
         let network = network.unwrap_or_else(Network::recorded);
@@ -153,8 +149,7 @@ impl Replay<'_> {
             self.summary.cases += 1;
             let mut director = MemoryDirector::new(network.clone(), CONNECTIONS_OF_A_CASE, FRAME_LEN_MAX)?;
             director.change_to(state.clone());
-            let result = self.case(case, &mut director);
-            let as_recorded = result.map_err(|reason| self.wrong(format!("case {}: {reason}", case.name)))?;
+            let as_recorded = self.case(case, &mut director)?;
             self.summary.different += u64::from(as_recorded == Some(false));
             if !self.options.json {
                 print::case_end(self.out, as_recorded)?;
@@ -164,15 +159,17 @@ impl Replay<'_> {
     }
 
     /// Whether everything that was recorded came out; `None` when nothing was.
-    fn case(&mut self, case: &Case, director: &mut MemoryDirector) -> Result<Option<bool>, String> {
-        case.prepare(director)?;
+    fn case(&mut self, case: &Case, director: &mut MemoryDirector) -> Result<Option<bool>, ReplayError> {
+        let file = &self.options.file;
+        let wrong = |reason: String| ReplayError::file(file, format!("case {}: {reason}", case.name));
+        case.prepare(director).map_err(wrong)?;
         if !self.options.json {
-            print::case_begin(self.out, &case.name).map_err(|error| error.to_string())?;
+            print::case_begin(self.out, &case.name)?;
         }
         let mut observer = Observer::default();
         let mut all = None;
         for (number, step) in (1..).zip(&case.steps) {
-            let at = |reason: String| format!("step {number}: {reason}");
+            let at = |reason: String| wrong(format!("step {number}: {reason}"));
             if let Some(command) = &step.command {
                 director
                     .ipvsadm(command)
@@ -202,7 +199,7 @@ impl Replay<'_> {
                 difference: compared.and_then(Result::err),
             };
             let frames = outcome.sent.iter().map(|(_, bytes)| bytes.as_slice());
-            self.event(&event, 0, frames).map_err(|error| error.to_string())?;
+            self.event(&event, 0, frames)?;
         }
         Ok(all)
     }
