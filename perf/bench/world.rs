@@ -107,7 +107,8 @@ impl World {
             timeout_ticks: TimeoutTable::default().ticks(State::Established),
             client_hop: self.hops.intern(OUTSIDE, CLIENTS).0,
             fwmark: 0,
-            template: None,
+            controller: None,
+            helped: false,
         };
         let (hash, now) = (self.connections.hash(&flow), uvs::conn::Tick::from_boot_ns(self.now_ns));
         let inserted = self.connections.insert(WORKER, hash, &new, now, &mut |_| {});

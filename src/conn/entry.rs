@@ -45,6 +45,12 @@ impl<'t> Hit<'t> {
         self.seen.method()
     }
 
+    /// As [`EntryRef::is_helped`].
+    #[inline(always)]
+    pub fn is_helped(&self) -> bool {
+        self.seen.is_helped()
+    }
+
     /// An entry that stays in its state, and so gets this deadline, is to be written again: see [`EntryRef::touch`].
     #[inline(always)]
     pub fn is_due(&self, deadline: Tick) -> bool {
@@ -221,9 +227,15 @@ impl<'t> EntryRef<'t> {
     /// Destination address when it is IPv6.
     #[inline]
     pub fn destination_v6(&self) -> u128 {
-        let tail = &self.table.slots()[self.number() as usize + 1];
-        let word = |n: usize| tail.words[n].load(Ordering::Relaxed) as u128;
+        let word = |n: usize| self.tail_word(n).map_or(0, |word| word.load(Ordering::Relaxed)) as u128;
         word(TAIL_DESTINATION) << 64 | word(TAIL_DESTINATION + 1)
+    }
+
+    /// A word of its second slot. (The last slot of the table has none behind it.)
+    #[inline]
+    pub(super) fn tail_word(&self, n: usize) -> Option<&'t AtomicU64> {
+        let tail = self.table.slots().get(self.number() as usize + 1)?;
+        Some(&tail.words[n])
     }
 
     /// Client address.
@@ -257,14 +269,11 @@ impl<'t> EntryRef<'t> {
     }
 
     fn own(&self) -> &AtomicU64 {
-        if self.control().is_wide() {
-            &self.table.slots()[self.number() as usize + 1].words[TAIL_OWN]
-        } else {
-            &self.slot.words[OWN]
-        }
+        let tail = self.control().is_wide().then(|| self.tail_word(TAIL_OWN));
+        tail.flatten().unwrap_or(&self.slot.words[OWN])
     }
 
-    /// A persistence template controls it.
+    /// A persistence template controls it, or a connection helped.
     #[inline]
     pub fn is_controlled(&self) -> bool {
         self.word(TEMPLATE) as u32 != 0 && self.control().kind() == Some(Kind::Connection)
@@ -324,9 +333,14 @@ impl<'t> EntryRef<'t> {
         }
     }
 
-    /// A template lasts this long from now on.
-    pub(super) fn last(&self, ticks: u32) {
-        self.own().store(own_word(ticks, self.fwmark()), Ordering::Relaxed);
+    /// It lasts this long from now on; a template, whenever it is re-armed.
+    pub(super) fn extend(&self, now: Tick, ticks: u32) {
+        let control = self.control();
+        if control.kind() == Some(Kind::Template) {
+            self.own().store(own_word(ticks, self.fwmark()), Ordering::Relaxed);
+        }
+        // The state stays, so there is no change to report.
+        let _none = self.table.write_touch(self, control, |state| (state, now.after(ticks)));
     }
 
     /// A copy, or `None` when it is retired.
@@ -353,6 +367,7 @@ impl<'t> EntryRef<'t> {
                 Kind::Connection => 0,
                 Kind::Template => self.word(TEMPLATE) as u32,
             },
+            helped: control.is_helped(),
         }
     }
 }
@@ -399,4 +414,6 @@ pub struct Connection {
     pub fwmark: u32,
     /// Connections that a template controls.
     pub controlled: u32,
+    /// Its payload is looked at ([`EntryRef::is_helped`]).
+    pub helped: bool,
 }

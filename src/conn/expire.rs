@@ -11,14 +11,14 @@ use super::entry::{Connection, EntryRef};
 use super::epoch::Padded;
 use super::index::Reference;
 use super::insert::reply_key;
-use super::layout::{CONTROL, Control, Direction, Kind, LINK, TEMPLATE};
+use super::layout::{CONTROL, Control, Direction, Kind, LINK, TAIL_CONTROLLED, TEMPLATE};
 use super::slots::CHUNK;
 use super::table::ConnectionTable;
 use super::time::ticks_of_seconds;
 use super::{State, Tick};
 
-/// A template that still controls connections when its time is over lasts this long from then on, as in the kernel.
-const TEMPLATE_REARM_TICKS: u32 = ticks_of_seconds(60);
+/// What still controls connections when its time is over lasts this long from then on, as in the kernel.
+const CONTROLLER_REARM_TICKS: u32 = ticks_of_seconds(60);
 /// Retired entries that one step takes off the index.
 const GROUP_MAX: usize = 256;
 /// Groups that wait for the workers.
@@ -99,7 +99,7 @@ impl ConnectionTable {
         let mut next = u32::MAX;
         let mut expired = 0;
         self.live_in(chunk, |entry| {
-            let is_due = entry.deadline() <= now && !self.keep_template(&entry, now);
+            let is_due = entry.deadline() <= now && !self.keep_controller(&entry, now);
             if is_due && let Some(connection) = self.retire(entry, |control| control.deadline() <= now) {
                 // It is taken off the index in a moment.
                 self.prefetch_buckets_of(entry, entry.control());
@@ -116,15 +116,12 @@ impl ConnectionTable {
         expired
     }
 
-    /// A template that controls connections goes on.
-    fn keep_template(&self, entry: &EntryRef<'_>, now: Tick) -> bool {
-        let control = entry.control();
-        let controlled = entry.slot.words[TEMPLATE].load(Ordering::Relaxed) as u32;
-        if control.kind() != Some(Kind::Template) || controlled == 0 {
+    /// What controls connections goes on.
+    fn keep_controller(&self, entry: &EntryRef<'_>, now: Tick) -> bool {
+        if entry.controlled() == 0 {
             return false;
         }
-        entry.last(TEMPLATE_REARM_TICKS);
-        entry.rearm(now);
+        entry.extend(now, CONTROLLER_REARM_TICKS);
         true
     }
 
@@ -149,6 +146,7 @@ impl ConnectionTable {
         };
         let connection = entry.read_as(kind, seen);
         self.chunk_of(entry.number()).count_half_open(seen.state(), State::None);
+        self.count_expected(kind, entry, -1);
         if kind == Kind::Connection {
             self.control_one_less(entry.slot.words[TEMPLATE].load(Ordering::Relaxed));
         }
@@ -264,29 +262,53 @@ impl ConnectionTable {
         waiting.count -= passed;
     }
 
-    /// A connection of the template that `control` names (a connection's template word) has ended.
+    /// A connection has ended that was controlled by what `control` names (a connection's template word).
     pub(super) fn control_one_less(&self, control: u64) {
-        let Some(template) = (control as u32).checked_sub(1).and_then(|number| self.entry(number)) else {
+        let controller = (control as u32).checked_sub(1).and_then(|number| self.entry(number));
+        let Some(count) = controller.as_ref().and_then(EntryRef::control_count) else {
             return;
         };
         let generation = control >> 32;
         let less = |word: u64| (word >> 32 == generation && word as u32 != 0).then(|| word - 1);
-        if template.control().kind() == Some(Kind::Template) {
-            // Another generation: that template ended before its connection. Nothing to count.
-            let _counted = template.slot.words[TEMPLATE].fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        }
+        // Another generation: it ended before its connection. Nothing to count.
+        let _counted = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
-impl EntryRef<'_> {
-    /// What a connection that this template controls keeps.
+impl<'t> EntryRef<'t> {
+    /// Generation, and how many connections it controls; `None`: it is not of those that can.
+    fn control_count(&self) -> Option<&'t AtomicU64> {
+        let control = self.control();
+        match control.kind()? {
+            Kind::Template => Some(&self.slot.words[TEMPLATE]),
+            Kind::Connection => control.is_helped().then(|| self.tail_word(TAIL_CONTROLLED))?,
+        }
+    }
+
+    /// Connections that it controls.
+    pub(super) fn controlled(&self) -> u32 {
+        self.control_count()
+            .map_or(0, |count| count.load(Ordering::Relaxed) as u32)
+    }
+
+    /// What a connection that this one controls keeps.
     pub(super) fn control_word(&self) -> u64 {
-        let generation = self.slot.words[TEMPLATE].load(Ordering::Relaxed) >> 32;
+        let count = self.control_count();
+        let generation = count.map_or(0, |count| count.load(Ordering::Relaxed) >> 32);
         generation << 32 | (self.number() as u64 + 1)
     }
 
-    /// This template controls one connection more.
+    /// It controls one connection more.
     pub(super) fn control_one_more(&self) {
-        self.slot.words[TEMPLATE].fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = self.control_count() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// What controls this connection, if that still lives.
+    pub fn controller(&self) -> Option<EntryRef<'t>> {
+        let word = self.slot.words[TEMPLATE].load(Ordering::Relaxed);
+        let controller = self.table.entry((word as u32).checked_sub(1)?)?;
+        (self.is_controlled() && controller.control_word() == word).then_some(controller)
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use super::entry::{Connection, EntryRef};
 use super::index::{Hash, Reference, Refused};
 use super::layout::{
-    ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_MARK, TAIL_OWN, TEMPLATE,
-    own_word, ports_word, runtime_word,
+    ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_CONTROLLED, TAIL_DESTINATION, TAIL_MARK,
+    TAIL_OWN, TAIL_PASSIVE, TAIL_SHIFT, TEMPLATE, own_word, ports_word, runtime_word,
 };
 use super::table::{ConnectionTable, WorkerId};
 use super::{State, Tick};
@@ -43,8 +43,10 @@ pub struct NewConnection<'t> {
     pub client_hop: u16,
     /// Firewall mark of its service; 0 = its service has an address.
     pub fwmark: u32,
-    /// Template that controls it: that one lives as long as the connection.
-    pub template: Option<EntryRef<'t>>,
+    /// Template, or connection helped, that controls it: that one lives as long as this one.
+    pub controller: Option<EntryRef<'t>>,
+    /// Its payload is looked at ([`EntryRef::is_helped`]). Only TCP by `Masq`.
+    pub helped: bool,
 }
 
 /// A persistence template to insert.
@@ -87,6 +89,7 @@ struct Draft<'a> {
     runtime: u64,
     own: u64,
     template: u64,
+    helped: bool,
 }
 
 impl Draft<'_> {
@@ -134,10 +137,11 @@ impl ConnectionTable {
             deadline: now.after(new.timeout_ticks),
             runtime: runtime_word(new.destination_id, new.client_hop),
             own: own_word(0, new.fwmark),
-            template: new.template.map_or(0, |t| t.control_word()),
+            template: new.controller.map_or(0, |controller| controller.control_word()),
+            helped: new.helped,
         };
-        if let Some(template) = new.template {
-            template.control_one_more();
+        if let Some(controller) = new.controller {
+            controller.control_one_more();
         }
         let inserted = self.add(worker.0 as usize, hash, &draft, now, evicted);
         if inserted.is_err() && draft.template != 0 {
@@ -154,7 +158,6 @@ impl ConnectionTable {
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
     ) -> Result<EntryRef<'t>, InsertError<'t>> {
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let draft = Draft {
             kind: Kind::Template,
             flow: &new.key,
@@ -164,7 +167,8 @@ impl ConnectionTable {
             deadline: now.after(new.timeout_ticks),
             runtime: runtime_word(new.destination_id, 0),
             own: own_word(new.timeout_ticks, new.fwmark),
-            template: (generation as u64) << 32,
+            template: self.next_generation(),
+            helped: false,
         };
         let hash = self.hash_as(Kind::Template, &new.key);
         self.add(worker.0 as usize, hash, &draft, now, evicted)
@@ -182,14 +186,14 @@ impl ConnectionTable {
         if let Some((hash, _)) = &reply {
             self.prefetch_bucket(*hash);
         }
-        let wide = draft.flow.family == Family::V6 || draft.destination.address.is_ipv6();
+        let control = control_of(draft);
+        let wide = control.is_wide();
         let number = match self.slots.allocate(worker, wide) {
             Some(number) => number,
             None => self.make_room(worker, wide, now, evicted).ok_or(InsertError::Full)?,
         };
         let entry = self.entry(number).ok_or(InsertError::Full)?;
         self.write(entry, wide, draft);
-        let control = control_of(draft);
         let key_bits = Control::key_bits(draft.kind, draft.flow);
         let is_same = |r| self.is_it(r, key_bits, draft.flow);
         let mut published = false;
@@ -221,7 +225,13 @@ impl ConnectionTable {
         let chunk = self.chunk_of(number);
         chunk.count_half_open(State::None, draft.state);
         chunk.expires_at(draft.deadline);
+        self.count_expected(draft.kind, entry, 1);
         Ok(entry)
+    }
+
+    /// A generation that no template and no helped connection had, in its place in their words.
+    pub(super) fn next_generation(&self) -> u64 {
+        (self.generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1) as u64) << 32
     }
 
     /// Makes a NAT connection findable by its replies. `false`: no room in the index.
@@ -254,29 +264,32 @@ impl ConnectionTable {
             ports_word(flow.source_port(), flow.destination_port(), draft.destination.port),
         );
         set(TEMPLATE, draft.template);
-        let tail = self.slots().get(entry.number() as usize + 1).filter(|_| wide);
-        let Some(tail) = tail else {
-            let destination = match draft.destination.address {
-                IpAddr::V4(v4) => v4.to_bits() as u64,
-                IpAddr::V6(_) => 0, // never: such an entry is wide
-            };
-            set(ADDRESSES, flow.addresses[0]);
-            set(ADDRESSES + 1, destination << 32 | flow.addresses[0] >> 32);
-            set(OWN, draft.own);
-            return;
-        };
-        for (n, address) in flow.addresses.iter().enumerate() {
-            set(ADDRESSES + n, *address);
-        }
         let destination = match draft.destination.address {
             IpAddr::V4(v4) => v4.to_bits() as u128,
             IpAddr::V6(v6) => v6.to_bits(),
+        };
+        if flow.family == Family::V4 && draft.destination.address.is_ipv4() {
+            set(ADDRESSES, flow.addresses[0]);
+            set(ADDRESSES + 1, (destination as u64) << 32 | flow.addresses[0] >> 32);
+        } else {
+            for (n, address) in flow.addresses.iter().enumerate() {
+                set(ADDRESSES + n, *address);
+            }
+        }
+        let Some(tail) = self.slots().get(entry.number() as usize + 1).filter(|_| wide) else {
+            set(OWN, draft.own);
+            return;
         };
         let set = |n: usize, value: u64| tail.words[n].store(value, Ordering::Relaxed);
         set(CONTROL, TAIL_MARK);
         set(TAIL_DESTINATION, (destination >> 64) as u64);
         set(TAIL_DESTINATION + 1, destination as u64);
         set(TAIL_OWN, draft.own);
+        if draft.helped {
+            set(TAIL_SHIFT, 0);
+            set(TAIL_PASSIVE, 0);
+            set(TAIL_CONTROLLED, self.next_generation());
+        }
     }
 
     /// A slot in a table without any: from the retired ones, or in place of half-open entries.
@@ -358,7 +371,7 @@ fn keep_oldest(oldest: &mut [(Tick, u32)], candidate: (Tick, u32)) {
 }
 
 fn control_of(draft: &Draft<'_>) -> Control {
-    Control::new(
+    let control = Control::new(
         draft.kind,
         draft.flow.family,
         Family::of(draft.destination.address),
@@ -366,7 +379,8 @@ fn control_of(draft: &Draft<'_>) -> Control {
         draft.method,
         draft.state,
         draft.deadline,
-    )
+    );
+    if draft.helped { control.helped() } else { control }
 }
 
 /// Destination to client, of a NAT connection; `None` for all others.

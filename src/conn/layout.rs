@@ -1,25 +1,28 @@
 //! What the words of an entry mean.
 //!
 //! ```text
-//!            narrow (IPv4, one slot)              wide (an IPv6 address in it, two slots, the first even)
+//!            narrow (IPv4, one slot)              wide (an IPv6 address in it, or helped; two slots, the first even)
 //!  word 0    control                              control
 //!       1    runtime                              runtime
 //!       2    ports                                ports
 //!       3    template                             template
 //!       4    client << 32 | VIP                   client high        (client << 32 | VIP when they are IPv4)
-//!       5    destination << 32 | client           client low
+//!       5    destination << 32 | client           client low           (the same when both are IPv4)
 //!       6    own                                  VIP high
 //!       7    link of retired entries              VIP low
 //!       8                                         tail mark
 //!       9,10                                      destination (high, low; an IPv4 one in the low)
 //!       11                                        own
+//!       12-14                                     of a helped connection: shift, passive, controlled
 //!       15                                        link of retired entries
 //!
-//!  control   deadline:32 | spare:4 | touches:4 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
+//!  control   deadline:32 | spare:3 | helped:1 | touches:4 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
 //!  runtime   destination id:32 | client hop:16 | spare:16
 //!  ports     client:16 | virtual:16 | destination:16 | client:16
 //!  own       of a template, how long it lasts in ticks:32 | firewall mark:32
-//!  template  of a connection: generation:32 | slot + 1:32; of a template: generation:32 | connections controlled:32
+//!  template  of a connection, what controls it: generation:32 | slot + 1:32;
+//!            of a template: generation:32 | connections controlled:32
+//!  helped    see `helped`
 //! ```
 //!
 //! The redundant client address and port make each direction one comparison of addresses and one of ports. Runtime and
@@ -44,6 +47,12 @@ pub const LINK: usize = 7;
 pub const TAIL_DESTINATION: usize = 1;
 /// As above.
 pub const TAIL_OWN: usize = 3;
+/// Of helped connections: see [`super::helped`].
+pub const TAIL_SHIFT: usize = 4;
+/// As above.
+pub const TAIL_PASSIVE: usize = 5;
+/// As above.
+pub const TAIL_CONTROLLED: usize = 6;
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +88,7 @@ const STATE_SHIFT: u32 = 16;
 const TOUCHES_SHIFT: u32 = 24;
 /// Counted up to here.
 const TOUCHES_MAX: u8 = 15;
+const HELPED: u64 = 1 << 28;
 const DEADLINE_SHIFT: u32 = 32;
 
 /// The control word.
@@ -117,6 +127,11 @@ impl Control {
         Control(bits)
     }
 
+    /// The same of a connection whose payload is looked at.
+    pub fn helped(self) -> Control {
+        Control(self.0 | HELPED)
+    }
+
     /// The bits of [`Control::KEY_MASK`] that an entry of this kind with this key has.
     #[inline]
     pub fn key_bits(kind: Kind, key: &FlowKey) -> u64 {
@@ -130,10 +145,10 @@ impl Control {
         self.0 & Control::KEY_MASK == key_bits
     }
 
-    /// A connection of an IPv4 client, TCP and established: kind, family, protocol and state in one comparison.
+    /// A connection of an IPv4 client, TCP and established, and not helped: in one comparison.
     #[inline(always)]
     pub fn is_established_tcp_v4(self) -> bool {
-        const MASK: u64 = Control::KEY_MASK | 0xff << STATE_SHIFT;
+        const MASK: u64 = Control::KEY_MASK | 0xff << STATE_SHIFT | HELPED;
         const WANTED: u64 = Kind::Connection as u64
             | (Protocol::TCP.0 as u64) << PROTOCOL_SHIFT
             | (State::Established as u64) << STATE_SHIFT;
@@ -151,7 +166,13 @@ impl Control {
 
     #[inline]
     pub fn is_wide(self) -> bool {
-        self.0 & (CLIENT_V6 | DESTINATION_V6) != 0
+        self.0 & (CLIENT_V6 | DESTINATION_V6 | HELPED) != 0
+    }
+
+    /// Its payload is looked at.
+    #[inline]
+    pub fn is_helped(self) -> bool {
+        self.0 & HELPED != 0
     }
 
     #[inline]
@@ -246,8 +267,10 @@ impl Control {
             Some(Kind::Connection) => state.is_some_and(|state| state.is_of(self.protocol())),
         };
         let method_fits = self.0 >> METHOD_SHIFT & 3 < 3;
-        let spare_fits = self.0 >> 28 & 0xf == 0;
-        state_fits && method_fits && spare_fits
+        let spare_fits = self.0 >> 29 & 7 == 0;
+        let of_ftp = self.protocol() == Protocol::TCP && self.method() == Method::Masq;
+        let helped_fits = !self.is_helped() || of_ftp && self.kind() == Some(Kind::Connection);
+        state_fits && method_fits && spare_fits && helped_fits
     }
 }
 
@@ -329,7 +352,8 @@ mod tests {
         );
         assert!(!Control(sound.0 | 0xff << 16).is_sound(), "no such state");
         assert!(!Control(sound.0 | 3 << 6).is_sound(), "no such method");
-        assert!(!Control(sound.0 | 1 << 28).is_sound(), "bits that nobody sets");
+        assert!(!sound.helped().is_sound(), "only TCP is helped");
+        assert!(!Control(sound.0 | 1 << 29).is_sound(), "bits that nobody sets");
         assert!(!Control(0).is_sound() && !Control(TAIL_MARK).is_sound() && !sound.retired().is_sound());
     }
 }

@@ -1,4 +1,4 @@
-//! The connection table: entries, TCP, UDP and SCTP states, persistence templates, expiry.
+//! The connection table: entries, TCP, UDP and SCTP states, persistence templates, what FTP needs, expiry.
 //!
 //! All workers share one [`ConnectionTable`] of fixed capacity. Two memories make it up:
 //!
@@ -28,6 +28,7 @@ mod entries;
 mod entry;
 mod epoch;
 mod expire;
+mod helped;
 mod index;
 mod insert;
 mod layout;
@@ -48,6 +49,7 @@ pub use drop_entry::EntryDropper;
 pub use entries::{Entries, EntriesError, boot_id, is_tmpfs};
 pub use entry::{Connection, EntryRef, Hit};
 pub use expire::SweepReport;
+pub use helped::{Passive, Shift};
 pub use insert::{INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate};
 pub use layout::{Direction, Kind};
 pub use recover::{Recovered, Recovery, move_entries};

@@ -7,7 +7,7 @@ use super::entries::Entries;
 use super::entry::{Connection, EntryRef};
 use super::index::Reference;
 use super::insert::reply_key;
-use super::layout::{CONTROL, Control, Direction, Kind, RUNTIME, TAIL_MARK, TEMPLATE, runtime_word};
+use super::layout::{CONTROL, Control, Direction, Kind, RUNTIME, TAIL_CONTROLLED, TAIL_MARK, TEMPLATE, runtime_word};
 use super::slots::width;
 use super::state::State;
 use super::table::ConnectionTable;
@@ -129,9 +129,12 @@ impl ConnectionTable {
         let Some(kind) = control.kind() else { return false };
         let generation = match kind {
             Kind::Connection => 0,
-            Kind::Template => self.generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
+            Kind::Template => self.next_generation(),
         };
-        entry.slot.words[TEMPLATE].store((generation as u64) << 32, Ordering::Relaxed);
+        entry.slot.words[TEMPLATE].store(generation, Ordering::Relaxed);
+        if let Some(controlled) = entry.tail_word(TAIL_CONTROLLED).filter(|_| control.is_helped()) {
+            controlled.store(self.next_generation(), Ordering::Relaxed);
+        }
         entry.slot.words[RUNTIME].store(runtime_word(destination_id, client_hop), Ordering::Relaxed);
         let flow = entry.flow();
         let hash = self.hash_as(kind, &flow);
@@ -151,16 +154,17 @@ impl ConnectionTable {
             }
             return false;
         }
+        self.count_expected(kind, entry, 1);
         let chunk = self.chunk_of(entry.number());
         chunk.count_half_open(State::None, control.state());
         chunk.expires_at(control.deadline());
         true
     }
 
-    /// From now on `template` controls `connection`: that is how templates of recovered connections are told again.
-    pub fn control(&self, connection: EntryRef<'_>, template: EntryRef<'_>) {
-        template.control_one_more();
-        connection.slot.words[TEMPLATE].store(template.control_word(), Ordering::Relaxed);
+    /// From now on `controller` controls `connection`: that is how it is told again of recovered connections.
+    pub fn control(&self, connection: EntryRef<'_>, controller: EntryRef<'_>) {
+        controller.control_one_more();
+        connection.slot.words[TEMPLATE].store(controller.control_word(), Ordering::Relaxed);
     }
 }
 

@@ -63,8 +63,9 @@ states! {
     CloseWait = 7, "CLOSE_WAIT", false, 60;
     /// TCP: the server has closed after the client.
     LastAck = 8, "LAST_ACK", false, 30;
-    /// TCP: expected (active FTP).
-    Listen = 9, "LISTEN", false, 120;
+    /// TCP: a data connection of FTP, announced and not yet there. (The kernel counts it among the active ones
+    /// from its begin, `ip_vs_tcp_conn_listen` leaves it there, and no other connection comes to this state.)
+    Listen = 9, "LISTEN", true, 120;
     /// TCP: SYN and answer seen (secure_tcp).
     SynAck = 10, "SYNACK", true, 120;
     /// UDP.
@@ -279,6 +280,9 @@ mod tests {
     #[test]
     fn counted_as_the_kernel_counts() {
         let active: Vec<_> = State::ALL.iter().filter(|s| s.is_active()).map(|s| s.name()).collect();
-        assert_eq!(active, ["ESTABLISHED", "SYN_SENT", "SYN_RECV", "SYNACK", "ESTABLISHED"]);
+        assert_eq!(
+            active,
+            ["ESTABLISHED", "SYN_SENT", "SYN_RECV", "LISTEN", "SYNACK", "ESTABLISHED"]
+        );
     }
 }

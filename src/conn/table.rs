@@ -37,6 +37,8 @@ pub struct ConnectionTable {
     pub(super) barren: AtomicU32,
     /// Where the search for entries to replace goes on.
     pub(super) evict_cursor: AtomicU32,
+    /// Connections without a client port: see [`super::helped`].
+    pub(super) expected: AtomicU32,
     seed: u64,
     shared_seed: foldhash::SharedSeed,
 }
@@ -86,6 +88,7 @@ impl ConnectionTable {
             generation: AtomicU32::new(0),
             barren: AtomicU32::new(u32::MAX),
             evict_cursor: AtomicU32::new(0),
+            expected: AtomicU32::new(0),
             seed: random as u64,
             shared_seed: foldhash::SharedSeed::from_u64((random >> 64) as u64),
             entries,

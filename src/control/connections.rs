@@ -1,5 +1,6 @@
 //! The connection entries' file: where it is, and what a daemon before left in it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -12,7 +13,7 @@ use crate::conn::{
 use crate::conn::{boot_id, is_tmpfs, move_entries};
 use crate::io::unix;
 use crate::packet::{Family, FlowKey, Protocol};
-use crate::service::{DestinationKey, ServiceKey, TransportProtocol};
+use crate::service::{DestinationKey, FTP_PORT, Method, ServiceKey, TransportProtocol, may_be_ftp_data};
 use crate::table::{Destination, DestinationId, HopId, Table};
 
 /// Run directories that are tried when none is given.
@@ -280,11 +281,12 @@ fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
         address,
         port,
     };
-    Some(if port == 0 {
-        vec![key(0)]
-    } else {
-        vec![key(port), key(0)]
-    })
+    let mut services = vec![key(port)];
+    // Of FTP are data connections, which have one port on both sides, and templates without one.
+    let may_be_ftp = port == connection.destination.1 && may_be_ftp_data(port) || port == 0;
+    services.extend((protocol == TransportProtocol::Tcp && may_be_ftp).then_some(key(FTP_PORT)));
+    services.extend((port != 0).then_some(key(0)));
+    Some(services)
 }
 
 fn count(connection: &Connection, destination: &Destination) {
@@ -296,9 +298,12 @@ fn count(connection: &Connection, destination: &Destination) {
     }
 }
 
-/// Which template controls which connection is not in the file; the services tell it again.
-pub fn relate_templates(connections: &ConnectionTable, table: &Table) {
+/// Which entry controls which connection is not in the file: the services tell again of templates, and FTP's control
+/// connections have data connections between the same addresses.
+pub fn relate(connections: &ConnectionTable, table: &Table) {
     let mut controlled = Vec::new();
+    let mut controls = HashMap::new();
+    let mut data = Vec::new();
     connections.for_each(|connection| {
         if connection.kind == Kind::Connection {
             let flow = FlowKey::new(connection.protocol, connection.client, connection.virtual_address);
@@ -306,14 +311,27 @@ pub fn relate_templates(connections: &ConnectionTable, table: &Table) {
                 0 => table.service(&flow),
                 mark => table.service_of_mark(mark, flow.family),
             };
+            let addresses = (flow.source(), flow.destination(), connection.destination.0);
+            let may_be_data = connection.method == Method::Masq && may_be_ftp_data(connection.virtual_address.1);
+            if connection.helped {
+                controls.insert(addresses, flow);
+            } else if may_be_data && service.is_some_and(|service| service.key.is_ftp() || connection.fwmark != 0) {
+                data.push((addresses, flow));
+            }
             let key = service.and_then(|service| service.template_key(&flow));
             controlled.extend(key.map(|key| (flow, key)));
         }
     });
+    let entry = |flow: &FlowKey| Some(connections.lookup(connections.hash(flow), flow)?.entry);
     for (flow, key) in controlled {
-        let hit = connections.lookup(connections.hash(&flow), &flow);
-        if let (Some(hit), Some(template)) = (hit, connections.lookup_template(&key)) {
-            connections.control(hit.entry, template);
+        if let (Some(entry), Some(template)) = (entry(&flow), connections.lookup_template(&key)) {
+            connections.control(entry, template);
+        }
+    }
+    for (addresses, flow) in data {
+        let control = controls.get(&addresses).and_then(entry);
+        if let Some((control, data)) = control.zip(entry(&flow)).filter(|(_, data)| !data.is_controlled()) {
+            connections.control(data, control);
         }
     }
 }

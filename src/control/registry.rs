@@ -312,11 +312,12 @@ impl Registry {
         id
     }
 
-    /// A persistent service that is for several ports keeps the client's port: its connections do not tell their
-    /// destination's.
+    /// A persistent service that is for several ports keeps the client's port, and FTP's data connections have one of their
+    /// own: they do not tell their destination's.
     fn by_address_alone(&mut self, key: &ServiceKey, destination: &DestinationKey) -> Option<DestinationId> {
         let service = &self.services.get(key)?.table;
-        if key.port() != 0 || service.persistence.is_none() {
+        let several_ports = key.port() == 0 && service.persistence.is_some() || key.is_ftp();
+        if !several_ports {
             return None;
         }
         let mut candidates = service.candidates.iter();

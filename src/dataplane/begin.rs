@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::driver::Driver;
 use super::flow::endpoint_of_destination;
+use super::ftp;
 use super::related::Receiver;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::ticks_of_seconds;
@@ -31,10 +32,19 @@ impl<'a, D: Driver> Round<'a, D> {
         if matches!(parsed.flow.protocol, Protocol::AH | Protocol::ESP) {
             return self.unserved(frame, interface, parsed);
         }
+        let connections = self.connections;
+        if let Some(expected) = connections.lookup_expected(&parsed.flow)
+            && let Some(verdict) = self.take_up(frame, interface, parsed, expected)
+        {
+            return verdict;
+        }
         let table = self.table;
         let Some(service) = table.service_at(&parsed.flow, interface) else {
             return self.unserved(frame, interface, parsed);
         };
+        if !service.schedules(&parsed.flow) {
+            return Verdict::HandBack;
+        }
         match self.may_begin(parsed) {
             Ok(true) => {}
             Ok(false) => return Verdict::HandBack,
@@ -187,10 +197,9 @@ impl<'a, D: Driver> Round<'a, D> {
             key,
             destination: DestinationKey {
                 address: destination.key.address,
-                port: if service.key.port() == 0 {
-                    0
-                } else {
-                    destination.key.port
+                port: match service.template_port() {
+                    0 => 0,
+                    _ => destination.key.port,
                 },
             },
             destination_id: id.0,
@@ -285,15 +294,32 @@ impl<'a, D: Driver> Round<'a, D> {
             timeout_ticks,
             client_hop: hop.0,
             fwmark: service.mark(),
-            template: choice.template,
+            controller: choice.template,
+            helped: ftp::is_control(flow, destination.method),
         };
-        let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
-        destination.load.add(state.is_active(), upper);
+        self.enter_counted(&new, destination)
+    }
+
+    /// Enters a connection that is ready, and counts it on its destination.
+    pub(super) fn enter_counted<'n>(
+        &self,
+        new: &NewConnection<'n>,
+        destination: &Destination,
+    ) -> Result<EntryRef<'n>, InsertError<'n>>
+    where
+        'a: 'n,
+    {
+        let (active, upper, lower) = (
+            new.state.is_active(),
+            destination.upper_threshold,
+            destination.lower_threshold,
+        );
+        destination.load.add(active, upper);
         let (connections, table) = (self.connections, self.table);
-        let hash = connections.hash(flow);
-        let inserted = connections.insert(self.worker, hash, &new, self.now, &mut |gone| table.count_off(gone));
+        let hash = connections.hash(&new.flow);
+        let inserted = connections.insert(self.worker, hash, new, self.now, &mut |gone| table.count_off(gone));
         if inserted.is_err() {
-            destination.load.remove(state.is_active(), upper, lower);
+            destination.load.remove(active, upper, lower);
         }
         inserted
     }
@@ -356,7 +382,7 @@ impl<'a, D: Driver> Round<'a, D> {
     }
 
     /// The way back to the client, where one is needed.
-    fn hop_of<F: Frame>(&self, frame: &F, interface: InterfaceId, method: Method) -> HopId {
+    pub(super) fn hop_of<F: Frame>(&self, frame: &F, interface: InterfaceId, method: Method) -> HopId {
         if method == Method::Route {
             return HopId::UNKNOWN;
         }

@@ -35,7 +35,13 @@ impl<D: Driver> Round<'_, D> {
 
     /// The guess was wrong, or there was none.
     #[inline(never)]
-    fn search<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hash: Hash) -> Verdict {
+    pub(super) fn search<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hash: Hash,
+    ) -> Verdict {
         match self.connections.lookup(hash, &parsed.flow) {
             Some(hit) => self.known(frame, interface, parsed, hit),
             None => self.unknown(frame, interface, parsed),
@@ -103,9 +109,14 @@ impl<D: Driver> Round<'_, D> {
         if method != Method::Route {
             self.note_hop(frame, interface, hit.entry);
         }
-        self.send(frame, interface, parsed, method, destination, || {
-            endpoint_of_destination(&hit.entry, parsed.flow.family)
-        })
+        let endpoint = || endpoint_of_destination(&hit.entry, parsed.flow.family);
+        if hit.is_helped() {
+            return match self.help(frame, parsed, hit) {
+                Ok(parsed) => self.send(frame, interface, &parsed, method, destination, endpoint),
+                Err(reason) => Verdict::Drop(reason),
+            };
+        }
+        self.send(frame, interface, parsed, method, destination, endpoint)
     }
 
     /// The way back to the client, for replies and for errors about tunnels, is where its last frame came from.
@@ -208,7 +219,7 @@ impl<D: Driver> Round<'_, D> {
 
     /// The destination is in its service no more.
     #[cold]
-    fn destination_gone<F: Frame>(
+    pub(super) fn destination_gone<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
@@ -238,6 +249,23 @@ impl<D: Driver> Round<'_, D> {
     /// A NAT destination's packet: back from the virtual service.
     #[inline(never)]
     fn outbound<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
+        if hit.is_helped() && parsed.ttl > 1 {
+            return match self.help(frame, parsed, hit) {
+                Ok(parsed) => self.outbound_translated(frame, interface, &parsed, hit),
+                Err(reason) => Verdict::Drop(reason),
+            };
+        }
+        self.outbound_translated(frame, interface, parsed, hit)
+    }
+
+    #[inline]
+    fn outbound_translated<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hit: Hit<'_>,
+    ) -> Verdict {
         let entry = hit.entry;
         let hop = self.client_hop(&entry);
         // The kernel's forwarding looks at the TTL before IPVS sees the packet.

@@ -11,6 +11,7 @@ pub mod counters;
 pub mod driver;
 mod express;
 mod flow;
+mod ftp;
 mod pieces;
 pub mod pipeline;
 mod related;

@@ -11,12 +11,14 @@
 //! | [`mss`] | the MSS of a SYN through a tunnel |
 //! | [`icmp`] | the errors that uvs itself sends |
 //! | [`related`] | ICMP errors of others about a connection |
+//! | [`ftp`] | control connections of FTP by NAT |
 //! | [`fragment`] | fragments put together, datagrams cut |
 //!
 //! The order of the checks is the kernel's: TTL, then MTU, then rewriting.
 
 pub mod check;
 pub mod fragment;
+pub mod ftp;
 pub mod icmp;
 pub mod masq;
 pub mod mss;

@@ -7,15 +7,10 @@
 use super::tunnel::Outer;
 use crate::packet::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::rewrite;
-use crate::packet::{ChecksumOffload, Family, Frame, Parsed, checksum};
+use crate::packet::{ChecksumOffload, Family, Frame, Parsed, checksum, tcp_options};
 
 const TCP_HEADER_LEN: usize = 20;
 const TCP_CHECKSUM: usize = 16;
-/// RFC 9293 section 3.2.
-const END: u8 = 0;
-const NO_OPERATION: u8 = 1;
-const MSS: u8 = 2;
-const MSS_LEN: u8 = 4;
 
 /// Lowers the MSS option of a TCP packet to what fits through the tunnel. One that is small enough, or not there, stays.
 #[cold]
@@ -28,7 +23,8 @@ pub fn clamp<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>) {
     let headers = ip + TCP_HEADER_LEN + usize::from(outer.overhead());
     let largest = usize::from(outer.hop.mtu).saturating_sub(headers) as u16;
     let tcp = parsed.l4 as usize;
-    let Some(at) = option_at(&frame.bytes()[tcp..parsed.end as usize]) else {
+    let found = tcp_options::find(&frame.bytes()[tcp..parsed.end as usize], tcp_options::MSS);
+    let Some(at) = found.filter(|value| value.len() == 2).map(|value| value.start) else {
         return;
     };
     let announced = u16::from_be_bytes([frame.bytes()[tcp + at], frame.bytes()[tcp + at + 1]]);
@@ -55,29 +51,6 @@ pub fn clamp<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>) {
     let sum = u16::from_be_bytes([bytes[field.start], bytes[field.start + 1]]);
     let sum = checksum::Delta::default().u32(before, after).apply(sum);
     bytes[field].copy_from_slice(&sum.to_be_bytes());
-}
-
-/// Where the value of the MSS option is, from the start of the TCP header.
-fn option_at(tcp: &[u8]) -> Option<usize> {
-    let end = usize::from(tcp.get(12)? >> 4) * 4;
-    let header = tcp.get(..end)?;
-    let mut at = TCP_HEADER_LEN;
-    loop {
-        match *header.get(at)? {
-            END => return None,
-            NO_OPERATION => at += 1,
-            kind => {
-                let len = *header.get(at + 1)?;
-                if kind == MSS && len == MSS_LEN {
-                    return (at + 4 <= end).then_some(at + 2);
-                }
-                if len < 2 {
-                    return None;
-                }
-                at += usize::from(len);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

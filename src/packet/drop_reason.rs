@@ -71,6 +71,9 @@ drop_reasons! {
     /// A NAT destination's packet that belongs to no connection; never sent on with its private address. With
     /// nat_icmp_send the server got port-unreachable.
     NoConnection => "no_connection",
+    /// A packet of an FTP control connection with a wrong checksum, or without room for the reply rewritten: what cannot
+    /// be followed is not passed on.
+    FtpControl => "ftp_control",
     /// An ICMP error about no known connection, or of a type that is not forwarded.
     IcmpUnrelated => "icmp_unrelated",
     /// No free frame buffer for what had to be sent.

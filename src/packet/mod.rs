@@ -9,10 +9,12 @@ pub mod checksum;
 pub mod drop_reason;
 pub mod flow;
 pub mod frame;
+pub mod ftp;
 pub mod parse;
 pub mod quote;
 pub mod rewrite;
 pub mod segment;
+pub mod tcp_options;
 #[cfg(test)]
 pub mod testing;
 pub mod vec_frame;

@@ -14,6 +14,18 @@ use crate::packet::{Family, Protocol};
 
 pub use mark::{MarkError, MarkRule, PortRange, Prefix};
 
+/// FTP's control port. A service of it (`-t VIP:21`) is also about the data connections.
+pub const FTP_PORT: u16 = 21;
+/// The port that FTP servers open data connections from (RFC 959 section 5.2).
+pub const FTP_DATA_PORT: u16 = 20;
+/// Ports from here on need no privilege (`net.ipv4.ip_unprivileged_port_start`).
+const UNPRIVILEGED_PORT_MIN: u16 = 1024;
+
+/// Whether clients' data connections of FTP may go to this port: that of the server, or one that any program may have.
+pub fn may_be_ftp_data(port: u16) -> bool {
+    port == FTP_DATA_PORT || port >= UNPRIVILEGED_PORT_MIN
+}
+
 /// What names a virtual service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -44,6 +56,18 @@ impl ServiceKey {
             ServiceKey::FwMark { ipv6: false, .. } => Family::V4,
             ServiceKey::FwMark { ipv6: true, .. } => Family::V6,
         }
+    }
+
+    /// It is FTP's: data connections belong to it too.
+    pub fn is_ftp(&self) -> bool {
+        let tcp = matches!(
+            self,
+            ServiceKey::Address {
+                protocol: TransportProtocol::Tcp,
+                ..
+            }
+        );
+        tcp && self.port() == FTP_PORT
     }
 
     /// The virtual port; 0 for firewall marks.

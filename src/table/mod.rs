@@ -18,7 +18,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::conn::{Connection, Kind};
 use crate::packet::{Family, FlowKey, Mac, Protocol};
 use crate::scheduler::{Candidate, Load, Peek, Schedule};
-use crate::service::{DestinationKey, Method, Persistence, ServiceKey, Timeouts, TransportProtocol, Tunnel};
+use crate::service::{
+    DestinationKey, FTP_DATA_PORT, FTP_PORT, Method, Persistence, ServiceKey, Timeouts, TransportProtocol, Tunnel,
+    may_be_ftp_data,
+};
 
 pub use defence::{Defence, Supplies};
 pub use hops::{HopId, Hops};
@@ -58,6 +61,8 @@ pub struct Services {
     exact: HashMap<Endpoint, Arc<Service>, foldhash::fast::RandomState>,
     /// Some service has port 0.
     any_port: bool,
+    /// Some service is FTP's.
+    any_ftp: bool,
     /// Services of firewall marks.
     marks: HashMap<(u32, Family), Arc<Service>, foldhash::fast::RandomState>,
     /// Where NAT replies come from.
@@ -79,6 +84,7 @@ impl Services {
                     port,
                 } => {
                     all.any_port |= port == 0;
+                    all.any_ftp |= port == FTP_PORT;
                     let endpoint = Endpoint::new(protocol.number().0, address, port);
                     all.exact.insert(endpoint, service);
                 }
@@ -122,12 +128,20 @@ impl Table {
         }
     }
 
-    /// The service of an address: that of exactly the flow's destination address and port, else the one with port 0.
+    /// The service of an address: that of exactly the flow's destination address and port, else that of FTP, if it can be a
+    /// data connection, else the one with port 0 (`ip_vs_service_find`).
     #[inline]
     pub fn service(&self, flow: &FlowKey) -> Option<&Arc<Service>> {
         let mut endpoint = Endpoint::destination(flow);
         if let Some(service) = self.services.exact.get(&endpoint) {
             return Some(service);
+        }
+        let may_be_data = flow.protocol == Protocol::TCP && may_be_ftp_data(endpoint.port);
+        if self.services.any_ftp && may_be_data {
+            endpoint.port = FTP_PORT;
+            if let Some(service) = self.services.exact.get(&endpoint) {
+                return Some(service);
+            }
         }
         if !self.services.any_port {
             return None;
@@ -299,7 +313,7 @@ impl Service {
                 key.addresses[1] &= mask as u64;
             }
         }
-        key.ports = self.key.port() as u32;
+        key.ports = self.template_port() as u32;
         if let ServiceKey::FwMark { mark, .. } = self.key {
             key.protocol = Protocol::IP;
             match flow.family {
@@ -308,6 +322,23 @@ impl Service {
             }
         }
         Some(key)
+    }
+
+    /// The port in its templates: its own, or 0 when they are for several. Of FTP they are for data connections too.
+    pub fn template_port(&self) -> u16 {
+        match self.key.port() {
+            FTP_PORT => 0,
+            port => port,
+        }
+    }
+
+    /// Whether it may begin a connection with this packet of a client; all else is the local stack's. Nobody connects from
+    /// FTP's data port but a server, and what an FTP service does not expect and keeps no template for is of other programs
+    /// (`ip_vs_schedule`, `ip_vs_leave`).
+    pub fn schedules(&self, flow: &FlowKey) -> bool {
+        let other_program =
+            self.key.port() == FTP_PORT && self.persistence.is_none() && flow.destination_port() != FTP_PORT;
+        flow.source_port() != FTP_DATA_PORT && !other_program
     }
 
     /// Its firewall mark; 0 = it has an address.

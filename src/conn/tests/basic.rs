@@ -50,7 +50,8 @@ pub fn new<'t>(flow: FlowKey, destination: DestinationKey, method: Method) -> Ne
         timeout_ticks: TimeoutTable::default().ticks(state),
         client_hop: 3,
         fwmark: 0,
-        template: None,
+        controller: None,
+        helped: false,
     }
 }
 

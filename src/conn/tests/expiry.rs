@@ -180,7 +180,7 @@ fn a_template_lives_as_long_as_what_it_controls() {
     assert_eq!(table.lookup_template(&new_template.key), Some(template));
     assert!(lookup(&table, &new_template.key).is_none(), "no packet is a template");
     let mut new = new(flow(false, 1), server(false, 1), Method::Masq);
-    new.template = Some(template);
+    new.controller = Some(template);
     let entry = insert(&table, &new, Tick(0));
     assert!(entry.is_controlled());
     assert_eq!(template.read().unwrap().controlled, 1);
@@ -219,7 +219,7 @@ fn a_connection_outlives_its_template() {
     let slots = slots::RESERVE_MIN + 1;
     let old = table.insert_template(W, &template(1), Tick(0), &mut none).unwrap();
     let mut connection = new(flow(false, 1), server(false, 1), Method::Route);
-    connection.template = Some(old);
+    connection.controller = Some(old);
     table.remove(old);
     let entry = insert(&table, &connection, Tick(0));
     table.sweep(Tick(0), EVERYTHING, &mut none);

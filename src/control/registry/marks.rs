@@ -16,7 +16,9 @@ use crate::conn::{Connection, Kind};
 use crate::control::state::State;
 use crate::io::filter::Rule;
 use crate::packet::{Family, Protocol};
-use crate::service::{DestinationKey, MarkRule, Method, PortRange, Prefix, ServiceKey, TransportProtocol};
+use crate::service::{
+    DestinationKey, FTP_DATA_PORT, FTP_PORT, MarkRule, Method, PortRange, Prefix, ServiceKey, TransportProtocol,
+};
 use crate::table::{Classifier, Interface, LocalAddresses, NatSources};
 
 /// A range of so many ports stands in the filter port by port.
@@ -122,15 +124,27 @@ impl Marks {
                         address,
                         port,
                     });
+                    // Data connections go to any port.
+                    rules.extend(key.is_ftp().then_some(Rule::Service {
+                        protocol,
+                        address,
+                        port: 0,
+                    }));
                 }
                 ServiceKey::Address { .. } => {}
                 ServiceKey::FwMark { mark, ipv6 } => {
-                    let of_mark = self.of(mark, ipv6, *has_connections);
-                    passages.extend(of_mark.map(|rule| Passage {
-                        protocols: rule.protocols(),
-                        addresses: addresses(rule, ipv6, local),
-                        ports: rule.destination_port.unwrap_or(PortRange::ALL),
-                    }));
+                    for rule in self.of(mark, ipv6, *has_connections) {
+                        let passage = |protocols, ports| Passage {
+                            protocols,
+                            addresses: addresses(rule, ipv6, local),
+                            ports,
+                        };
+                        let ports = rule.destination_port.unwrap_or(PortRange::ALL);
+                        passages.push(passage(rule.protocols(), ports));
+                        if covers_ftp(rule) {
+                            passages.push(passage(&[TransportProtocol::Tcp], PortRange::ALL));
+                        }
+                    }
                 }
             }
         }
@@ -207,6 +221,12 @@ fn nth(first: IpAddr, number: u64) -> IpAddr {
     }
 }
 
+/// Connections that it marks can be FTP's, with data connections of any port.
+fn covers_ftp(rule: &MarkRule) -> bool {
+    let covers = |ports: PortRange| ports.ports().contains(&FTP_PORT);
+    rule.protocols().contains(&TransportProtocol::Tcp) && rule.destination_port.is_none_or(covers)
+}
+
 /// Protocols and ports from which a NAT destination of a mark's service answers; port 0: any. `persistent`: the service
 /// keeps the client's port; `None`: that may have been so or not.
 fn nat_ports<'a>(
@@ -228,8 +248,17 @@ fn nat_ports<'a>(
             all.extend(own.then_some((protocol, own_port)));
             all.extend(ports.ports().filter(|_| asked).map(|port| (protocol, port)));
         }
+        if covers_ftp(rule) {
+            all.extend(ftp_data_ports(persistent.is_none()));
+        }
     }
     all
+}
+
+/// Where data connections of an FTP server come from. For the filter any port, as the server chooses one when it is asked
+/// for passive mode; for workers only that of active mode: what else a server opens is not FTP's.
+fn ftp_data_ports(passive: bool) -> impl Iterator<Item = (TransportProtocol, u16)> {
+    std::iter::once((TransportProtocol::Tcp, if passive { 0 } else { FTP_DATA_PORT }))
 }
 
 /// The transport protocol of this number.
@@ -297,7 +326,13 @@ impl Registry {
             port,
         };
         match *service {
-            ServiceKey::Address { protocol, .. } => vec![rule((protocol, destination.port))],
+            ServiceKey::Address { protocol, .. } => {
+                let data = ftp_data_ports(true).filter(|_| service.is_ftp());
+                std::iter::once((protocol, destination.port))
+                    .chain(data)
+                    .map(rule)
+                    .collect()
+            }
             ServiceKey::FwMark { mark, ipv6 } => nat_ports(self.marks.of(mark, ipv6, true), destination.port, None)
                 .into_iter()
                 .map(rule)
@@ -313,7 +348,12 @@ impl Registry {
             match entry.service.key {
                 ServiceKey::Address { protocol, address, .. } => {
                     sources.add_virtual_address(address);
-                    destinations.for_each(|d| sources.add_endpoint(protocol, d.key.address, d.key.port));
+                    for destination in destinations {
+                        let data = ftp_data_ports(false).filter(|_| entry.service.key.is_ftp());
+                        for (protocol, port) in std::iter::once((protocol, destination.key.port)).chain(data) {
+                            sources.add_endpoint(protocol, destination.key.address, port);
+                        }
+                    }
                 }
                 ServiceKey::FwMark { mark, ipv6 } => {
                     let rules = || self.marks.of(mark, ipv6, false);
