@@ -17,7 +17,7 @@ mod support;
 
 use support::{
     FAMILIES, Family, Host, Layout, METHODS, Method, Plan, Process, Scenario, assert_balanced, method_flag, netns,
-    scenario, with_port,
+    programs, scenario, with_port,
 };
 
 /// Where nginx listens; the built-in web server has port 80.
@@ -26,18 +26,6 @@ const WEB: u16 = 8000;
 const BULK: u16 = 5201;
 /// Length of the file that is fetched and sent.
 const LENGTH: usize = 20 << 20;
-/// What asks for these tests.
-const VARIABLE: &str = "UVS_REAL_PROGRAMS";
-
-/// Whether these tests are wanted; if not it says so on the terminal, past the capture of passing tests' output.
-fn wanted() -> bool {
-    if std::env::var(VARIABLE).is_ok_and(|value| value == "1") {
-        return true;
-    }
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    netns::say(&format!("REAL PROGRAMS TEST NOT RUN: wants {VARIABLE}=1: {test}"));
-    false
-}
 
 /// Everything running on one network, with one driver.
 struct Running {
@@ -51,12 +39,12 @@ struct Running {
 impl Running {
     /// nginx on every server, the director with a service for each, method by method.
     fn start(label: &str, driver: &'static str) -> Option<Running> {
-        if !wanted() {
+        if !programs::wanted() {
             return None;
         }
         let mut s = scenario(&format!("{label}-{driver}"), Plan::new(Layout::OneSegment))?;
         let file = s.topology.cluster.directory().join("random");
-        fs::write(&file, random()).expect("room for the file");
+        fs::write(&file, programs::random(LENGTH)).expect("room for the file");
         let mut programs = Vec::new();
         for server in &s.topology.servers {
             programs.push(start_nginx(server, s.topology.cluster.directory(), &file));
@@ -111,21 +99,7 @@ impl Running {
 
     /// A program on the client, which must succeed.
     fn client(&self, program: &str, arguments: &[&str]) -> Output {
-        let mut command = self.s.topology.client.command(program).expect("a command");
-        let output = command
-            .args(arguments)
-            .output()
-            .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
-        assert!(
-            output.status.success(),
-            "{}: {program} {}: {}: {}{}",
-            self.driver,
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr),
-            String::from_utf8_lossy(&output.stdout)
-        );
-        output
+        programs::run(&self.s.topology.client, self.driver, program, arguments)
     }
 
     /// Connections of a web service's destinations, active and inactive, as `ipvsadm -ln` lists them now.
@@ -145,20 +119,6 @@ fn cases() -> impl Iterator<Item = (Method, Family)> {
     METHODS
         .into_iter()
         .flat_map(|method| FAMILIES.map(|family| (method, family)))
-}
-
-/// Bytes without a pattern, the same in each run.
-fn random() -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(LENGTH);
-    while bytes.len() < LENGTH {
-        // Xorshift.
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes
 }
 
 /// nginx with everything in a folder of its own: its name at `/`, the file at `/random`, uploads to `/upload/`.
@@ -189,7 +149,7 @@ fn start_nginx(server: &Host, directory: &Path, file: &Path) -> Process {
     let mut command = server.command("nginx").expect("a command");
     command.arg("-p").arg(&home).arg("-c").arg(&configuration);
     let process = Process::start("nginx", &mut command).expect("nginx is needed");
-    wait_for_listener(server, WEB);
+    programs::wait_for_listener(server, WEB);
     process
 }
 
@@ -201,19 +161,6 @@ fn start_iperf3(server: &Host) -> Process {
     let listening = process.wait_for_line(Duration::from_secs(5), |line| line.starts_with("Server listening"));
     listening.expect("iperf3 listens");
     process
-}
-
-/// Waits until somebody listens, at most five seconds.
-fn wait_for_listener(host: &Host, port: u16) {
-    let at = SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), port);
-    for _ in 0..100 {
-        let connected = host.namespace().run(|| std::net::TcpStream::connect(at));
-        if connected.expect("the namespace").is_ok() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("nobody listens on port {port} of {}", host.name());
 }
 
 /// A hundred requests alternate; the file comes and goes unchanged; a kept connection stays with its server.

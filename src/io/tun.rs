@@ -96,6 +96,9 @@ impl Tun {
         };
         // May be read-only in a container; then what it says already decides, below.
         set_conf("ipv4", name, "rp_filter", "2").unwrap_or_else(|e| log::debug!("{name}: rp_filter: {e}"));
+        // Replies of NAT destinations come this way as well when their client's hop is not known, and are from an address of
+        // the director's own by then.
+        set_conf("ipv4", name, "accept_local", "1").unwrap_or_else(|e| log::debug!("{name}: accept_local: {e}"));
         // IPv6 may be absent or off; then there is nothing to hand back. A link-local address would only make noise.
         set_conf("ipv6", name, "addr_gen_mode", "1").unwrap_or_else(|e| log::debug!("{name}: addr_gen_mode: {e}"));
         set_conf("ipv6", name, "accept_ra", "0").unwrap_or_else(|e| log::debug!("{name}: accept_ra: {e}"));

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
 pub mod load;
+pub mod programs;
 pub mod recorded;
 pub mod recorded_frame;
 

@@ -53,7 +53,13 @@ fn everything_is_there_again() {
             let (v6, method) = (client % 4 == 3, methods[client as usize % 3]);
             let mut new = new(flow(v6, client), server(v6, client % 7), method);
             new.fwmark = client % 2;
+            new.helped = method == Method::Masq && client % 5 == 0;
             let entry = insert(&table, &new, Tick(1000));
+            if new.helped {
+                assert!(entry.shift_by(client, -5));
+                entry.set_passive(Passive::Extended);
+                entry.control_one_more(); // means nothing after the crash
+            }
             if client % 2 == 0 {
                 entry.touch(Direction::Forward, ACK, Tick(1010), &TimeoutTable::default());
             }
@@ -91,6 +97,7 @@ fn everything_is_there_again() {
     );
     assert_eq!(table.used(), before.len() as u64);
     before.sort_by_key(|c| c.number);
+    let mut helped = 0;
     for (seen, before) in seen.iter().zip(&before) {
         let runtime_aside = Connection {
             destination_id: before.destination_id,
@@ -105,12 +112,19 @@ fn everything_is_there_again() {
             Kind::Connection => lookup(&table, &flow).unwrap().entry,
         };
         assert_eq!((entry.destination_id(), entry.client_hop()), (99, 5));
-        assert_eq!(entry.read().unwrap().controlled, 0);
+        assert_eq!(entry.controlled(), 0);
+        if before.helped {
+            helped += 1;
+            let shift = entry.shift();
+            assert_eq!((shift.sequence(0), shift.sequence(90_000)), (0, 89_995));
+            assert_eq!(entry.passive(), Passive::Extended);
+        }
         if before.method == Method::Masq && before.kind == Kind::Connection {
             let back = FlowKey::new(protocol, before.destination, before.client);
             assert_eq!(lookup(&table, &back).map(|h| h.direction), Some(Direction::Reply));
         }
     }
+    assert!(helped > 40, "{helped}");
     // A template lasts as long again as its service said when it began.
     let template = table
         .lookup_template(&FlowKey::v4(Protocol::IP, 0x0a00_0000, 5, 0))

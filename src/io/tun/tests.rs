@@ -154,6 +154,38 @@ fn takes_super_frames() {
     });
 }
 
+/// Goal: a translated reply whose client's hop is not known is forwarded, though it comes from an address of the director's
+/// own by then. Method: a reply of the VIP written into the device, with strict reverse path filtering elsewhere.
+#[test]
+fn replies_from_the_virtual_address_are_forwarded() {
+    in_namespace(|| {
+        let sniffer = director();
+        sysctl("ipv4/ip_forward", "1");
+        sysctl("ipv6/conf/all/forwarding", "1");
+        sysctl("ipv4/conf/all/rp_filter", "1");
+        let tun = Tun::create("uvs0").unwrap();
+        let mut queue = tun.queue().unwrap();
+        let reply4 = packet(|to| {
+            PacketBuilder::ipv4(VIP, CLIENT, 63)
+                .tcp(80, 40000, 7, 65535)
+                .ack(8)
+                .write(to, &[])
+                .unwrap()
+        });
+        let reply6 = packet(|to| {
+            PacketBuilder::ipv6(VIP6, CLIENT6, 63)
+                .tcp(80, 40000, 7, 65535)
+                .ack(8)
+                .write(to, &[])
+                .unwrap()
+        });
+        for (reply, l4) in [(reply4, 34), (reply6, 54)] {
+            assert!(queue.write(&reply, FINISHED));
+            assert!(answer(&sniffer, l4, 80).is_some(), "not forwarded");
+        }
+    });
+}
+
 /// Goal: no reverse path filter keeps frames from the local stack, and when one is put in the way it is named.
 /// Method: every combination of `all` and the device's own setting, and whether a SYN is answered.
 #[test]

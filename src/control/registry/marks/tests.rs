@@ -71,11 +71,12 @@ fn small_ranges_stand_port_by_port_until_they_are_too_many() {
     let local = LocalAddresses::new((0..512).map(vip), []);
     let ports = |range| found(vec![rule(1, Some("10.0.0.1"), Some(range))], &wanted(1, false), &local);
     assert_eq!(ports("7-8"), ["10.0.0.1 7", "10.0.0.1 8"]);
-    assert_eq!(ports("1-64").len(), PORTS_MAX);
-    assert_eq!(ports("1-65"), ["10.0.0.1 0"]);
+    assert_eq!(ports("21"), ["10.0.0.1 0", "10.0.0.1 21"], "FTP has data connections");
+    assert_eq!(ports("101-164").len(), PORTS_MAX);
+    assert_eq!(ports("101-165"), ["10.0.0.1 0"]);
     let everywhere = |range| found(vec![rule(1, None, Some(range))], &wanted(1, false), &local);
-    assert_eq!(everywhere("1-32").len(), ENTRIES_MAX);
-    assert_eq!(everywhere("1-33").len(), 512);
+    assert_eq!(everywhere("101-132").len(), ENTRIES_MAX);
+    assert_eq!(everywhere("101-133").len(), 512);
     assert_eq!(everywhere("9").len(), 512);
     // Another mark's rules, and rules of a mark without a service.
     assert!(found(vec![rule(2, None, None)], &wanted(1, false), &local).is_empty());
@@ -97,6 +98,9 @@ fn replies_come_from_the_ports_asked_for_or_the_destinations_own() {
     assert_eq!(ports(8080, Some(false)), [8080]);
     assert_eq!(ports(8080, Some(true)), [80, 81]);
     assert_eq!(ports(8080, None), [80, 81, 8080]);
+    let ftp = |persistent| nat_ports([rule(1, None, Some("21"))].iter(), 0, persistent);
+    assert_eq!(ftp(Some(false)), HashSet::from([(Tcp, 21), (Tcp, 20)]));
+    assert_eq!(ftp(None), HashSet::from([(Tcp, 21), (Tcp, 0)]));
     let any = [rule(1, None, None)];
     assert_eq!(nat_ports(any.iter(), 0, None), HashSet::from([(Tcp, 0)]));
 }
