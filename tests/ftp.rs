@@ -2,6 +2,8 @@
 //! How: a client and a server that keep their own sequence numbers, each seeing only what the director lets through. Goal: what
 //! Linux's `ip_vs_ftp` does, with numbers that fit on both sides whatever is lost and sent again.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "support/memory_director.rs"]
 mod memory_director;
 #[path = "support/packets.rs"]
@@ -13,6 +15,7 @@ use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, Tcp
 use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
 use packets::{FAMILIES, addresses, flow, tcp};
 use uvs::conn::Tick;
+use uvs::control::explain::{Question, Way};
 use uvs::packet::{DropReason, Family, Offload, checksum};
 use uvs::table::InterfaceId;
 
@@ -224,6 +227,9 @@ fn passive() {
         assert!(s.listed().contains(&expected), "{:?}", s.listed());
         // It is of the same address, from whatever port.
         let client = at(s.client, port - 1000);
+        let question = Question::parse("tcp", &client.to_string(), &vip.to_string()).unwrap();
+        let answer = s.director.explain(&question);
+        assert_eq!((answer.way, answer.server.unwrap().server), (Way::Connection, server));
         let stranger = tcp((addresses(Family::V4).router, 1).into(), vip, "S");
         assert_eq!(
             s.director
@@ -414,6 +420,8 @@ fn from_the_data_port() {
         director.ipvsadm(&format!("-A -t {vip} -s rr; -a -t {vip} -r {server} -m"));
         let out = director.inject(CLIENT_SIDE, &tcp((who.client, 20).into(), vip, "S"), Offload::default());
         assert_eq!((out.sent.len(), out.handed_back), (0, 1));
+        let question = Question::parse("tcp", &SocketAddr::new(who.client, 20).to_string(), &vip.to_string()).unwrap();
+        assert_eq!(director.explain(&question).way, Way::LocalStack);
         let out = director.inject(CLIENT_SIDE, &tcp((who.client, 21).into(), vip, "S"), Offload::default());
         assert_eq!((out.sent.len(), out.handed_back), (1, 0));
     }

@@ -15,7 +15,7 @@ use super::state::State;
 use crate::conn::{Connection, Kind, Tick, sctp, tcp};
 use crate::packet::{ChunkType, DropReason, Family, FlowKey, Protocol, TcpFlags};
 use crate::scheduler::{Candidate, Peek};
-use crate::service::{DestinationKey, Method, ServiceKey, TransportProtocol};
+use crate::service::{DestinationKey, FTP_DATA_PORT, Method, ServiceKey, TransportProtocol};
 use crate::table::{Destination, DestinationId, InterfaceId, Reach, Service, Table};
 
 /// A client's packet, or a NAT real server's.
@@ -64,6 +64,7 @@ impl Question {
     pub fn is_about(&self, template: Option<&FlowKey>, connection: &Connection) -> bool {
         self.is_forward(connection)
             || self.is_reply(connection)
+            || self.is_expected(connection)
             || template.is_some_and(|key| is_template(key, connection))
     }
 
@@ -74,6 +75,15 @@ impl Question {
     /// What a NAT real server sends.
     fn is_reply(&self, connection: &Connection) -> bool {
         connection.method == Method::Masq && self.is(connection, connection.destination, connection.client)
+    }
+
+    /// What an FTP control connection has announced, without a client port.
+    fn is_expected(&self, connection: &Connection) -> bool {
+        let any_port = Question {
+            client: SocketAddr::new(self.client.ip(), 0),
+            ..*self
+        };
+        self.protocol == TransportProtocol::Tcp && any_port.is_forward(connection)
     }
 
     fn is(&self, connection: &Connection, from: (IpAddr, u16), to: (IpAddr, u16)) -> bool {
@@ -236,7 +246,11 @@ impl Scene<'_> {
         if let Some(reply) = self.entries.iter().find(|entry| self.question.is_reply(entry)) {
             return self.reply(reply);
         }
-        let known = self.entries.iter().find(|entry| self.question.is_forward(entry));
+        let find = |wanted: fn(&Question, &Connection) -> bool| {
+            let mut entries = self.entries.iter();
+            entries.find(|entry| wanted(self.question, entry))
+        };
+        let known = find(Question::is_forward).or_else(|| find(Question::is_expected));
         let vip = self.question.virtual_address.ip();
         if self.table.is_empty() {
             return self.plain(Way::LocalStack, "there is no service at all".to_owned());
@@ -262,9 +276,21 @@ impl Scene<'_> {
             );
             return self.plain(Way::LocalStack, why);
         };
-        let mut answer = self.new_connection(service);
+        let mut answer = match service.schedules(&self.flow) {
+            true => self.new_connection(service),
+            false => self.of_service(Some(service), self.not_scheduled()),
+        };
         answer.notes.splice(0..0, notes);
         answer
+    }
+
+    /// What looks like FTP's data and is not.
+    fn not_scheduled(&self) -> Explanation {
+        let why = match self.flow.source_port() {
+            FTP_DATA_PORT => "nobody but an FTP server connects from port 20: no connection begins",
+            _ => "no FTP control connection has announced this port, and the service is not persistent",
+        };
+        self.plain(Way::LocalStack, why.to_owned())
     }
 
     /// An answer without servers.
@@ -404,7 +430,10 @@ impl Scene<'_> {
             server: Some(self.server(destination, key, connection.method, None)),
             ..self.plain(
                 Way::Connection,
-                "a known connection, which stays with its server".to_owned(),
+                match self.question.is_forward(connection) {
+                    true => "a known connection, which stays with its server".to_owned(),
+                    false => "a data connection that an FTP control connection has announced".to_owned(),
+                },
             )
         };
         let service = self.service_of(connection);
@@ -505,12 +534,9 @@ impl Scene<'_> {
         self.dropped(DropReason::NoDestination, why.to_owned())
     }
 
-    /// The server as a new connection gets it: a service for all ports keeps the client's.
+    /// The server as a new connection gets it: a service for several ports keeps the client's.
     fn first_server(&self, service: &Service, destination: &Destination) -> ServerReport {
-        let mut key = destination.key;
-        if service.key.port() == 0 && key.port == 0 {
-            key.port = self.flow.destination_port();
-        }
+        let key = service.endpoint_of(&destination.key, &self.flow);
         self.server(destination, key, destination.method, None)
     }
 }

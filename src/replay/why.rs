@@ -106,6 +106,8 @@ enum About {
 struct Seen {
     connection: Option<(Connection, Direction)>,
     template: bool,
+    /// An FTP control connection has announced it.
+    expected: bool,
 }
 
 impl Observer {
@@ -186,6 +188,7 @@ fn look(director: &MemoryDirector, flow: &FlowKey, interface: InterfaceId) -> Se
     Seen {
         connection: hit.and_then(|hit| Some((hit.entry.read()?, hit.direction))),
         template: template.is_some_and(|key| connections.lookup_template(&key).is_some()),
+        expected: connections.lookup_expected(flow).is_some(),
     }
 }
 
@@ -334,6 +337,9 @@ impl Scene<'_> {
     }
 
     fn choice(&self, connection: &Connection) -> String {
+        if self.before.is_some_and(|seen| seen.expected) {
+            return format!("an FTP control connection has announced it, to {}", server(connection));
+        }
         if self.before.is_some_and(|seen| seen.template) {
             return format!("the client's persistence template leads to {}", server(connection));
         }
@@ -377,6 +383,9 @@ impl Scene<'_> {
         let Some(service) = self.service(None) else {
             return "no service has this address, port and protocol: the local stack's".to_owned();
         };
+        if !service.schedules(&parsed.flow) {
+            return "of no FTP data connection that is expected: the local stack's".to_owned();
+        }
         if parsed.flow.protocol == Protocol::TCP {
             let sloppy = table.sysctls.sloppy_tcp != 0;
             if sloppy && !tcp::may_create_sloppy(parsed.tcp_flags) {
