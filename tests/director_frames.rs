@@ -3,18 +3,16 @@
 
 #[path = "support/memory_director.rs"]
 mod memory_director;
+#[path = "support/packets.rs"]
+mod packets;
 
 use std::net::IpAddr;
 
-use etherparse::{IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header, PacketBuilder};
+use etherparse::{IpNumber, Ipv6FragmentHeader};
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
-use uvs::packet::parse::{Packet, Parsed, parse};
+use packets::{FAMILIES, METHODS, flow, host_unreachable, ip, transport_checksum_is_right, unwrap_tunnel};
+use uvs::packet::parse::{Packet, parse};
 use uvs::packet::{ChecksumOffload, DropReason, Family, Offload, checksum};
-
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc0];
-const DIRECTOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xd0];
-const METHODS: [&str; 3] = ["-g", "-m", "-i"];
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 fn addresses(family: Family) -> (IpAddr, IpAddr, IpAddr) {
     let texts = match family {
@@ -46,47 +44,12 @@ fn director(family: Family, method: &str) -> MemoryDirector {
     director
 }
 
-fn ip_header(from: IpAddr, to: IpAddr) -> etherparse::IpHeaders {
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header = Ipv4Header::new(0, 64, IpNumber::UDP, from.octets(), to.octets()).expect("a short packet");
-            header.identification = 0x1234;
-            header.dont_fragment = false;
-            etherparse::IpHeaders::Ipv4(header, Default::default())
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let (source, destination) = (from.octets(), to.octets());
-            etherparse::IpHeaders::Ipv6(
-                Ipv6Header {
-                    source,
-                    destination,
-                    hop_limit: 64,
-                    ..Default::default()
-                },
-                Default::default(),
-            )
-        }
-        _ => panic!("one family"),
-    }
-}
-
 fn udp(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC)
-        .ip(ip_header(from.0, to.0))
-        .udp(from.1, to.1);
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, payload).expect("a vector takes everything");
-    bytes
+    packets::datagram(from.into(), to.into(), payload)
 }
 
 fn syn(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC)
-        .ip(ip_header(from.0, to.0))
-        .tcp(from.1, to.1, 1, 9000)
-        .syn();
-    let mut bytes = Vec::new();
-    builder.write(&mut bytes, payload).expect("a vector takes everything");
-    bytes
+    packets::segment(from.into(), to.into(), "S", payload)
 }
 
 fn set_dont_fragment(bytes: &mut [u8]) {
@@ -124,20 +87,6 @@ fn fragments(bytes: &[u8], size: usize) -> Vec<Vec<u8>> {
     payload.chunks(size).enumerate().map(cut).collect()
 }
 
-fn flow(bytes: &[u8]) -> Parsed {
-    match parse(bytes, Offload::default()) {
-        Ok(Packet::Flow(parsed)) => parsed,
-        other => panic!("not a flow: {other:?}"),
-    }
-}
-
-fn transport_checksum_is_right(bytes: &[u8]) -> bool {
-    let parsed = flow(bytes);
-    let transport = &bytes[parsed.l4 as usize..parsed.end as usize];
-    let sum = checksum::pseudo_header(&parsed.flow, transport.len() as u32) + checksum::sum(transport);
-    checksum::fold(sum) == 0xffff
-}
-
 /// Puts what came out together again, unless it was never cut.
 fn join(frames: &[Vec<u8>]) -> Vec<u8> {
     use uvs::forward::fragment::{Inserted, Reassembly};
@@ -152,11 +101,6 @@ fn join(frames: &[Vec<u8>]) -> Vec<u8> {
         }
     }
     panic!("{} frames are no datagram", frames.len());
-}
-
-fn unwrap_tunnel(bytes: &[u8]) -> Vec<u8> {
-    let header = if bytes[14] >> 4 == 4 { 20 } else { 40 };
-    [&bytes[..14], &bytes[14 + header..]].concat()
 }
 
 fn sent(outcome: &Outcome) -> Vec<Vec<u8>> {
@@ -319,8 +263,7 @@ fn the_mss_of_a_syn_is_made_to_fit_only_through_tunnels_and_only_when_asked() {
                     let command = uvs::control::protocol::Command::SetMssClamp { on: true };
                     director.apply(&[command]).expect("a command that is never refused");
                 }
-                let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC).ip(ip_header(client, vip));
-                let builder = builder.tcp(20001, 80, 1, 9000).syn();
+                let builder = ip(client, vip).tcp(20001, 80, 1, 9000).syn();
                 let builder = builder.options_raw(&[1, 2, 4, 0x23, 0, 3, 3, 7]).expect("options");
                 let mut syn = Vec::new();
                 builder.write(&mut syn, &[]).expect("a vector takes everything");
@@ -363,7 +306,7 @@ fn an_error_from_a_router_before_the_destination_comes_from_the_vip() {
         }
         .parse()
         .expect("an address");
-        let error = host_unreachable(router, client, &forwarded[14..]);
+        let error = host_unreachable(router, client, &forwarded);
         let out = director.inject(SERVER_SIDE, &error, Offload::default());
         assert_eq!((out.sent.len(), out.sent[0].0), (1, CLIENT_SIDE), "{family:?}");
         let answer = &out.sent[0].1;
@@ -378,21 +321,6 @@ fn an_error_from_a_router_before_the_destination_comes_from_the_vip() {
         let quoted = uvs::packet::quote::quote(answer, &parsed).expect("a quote").flow;
         assert_eq!(quoted, flow(&query).flow, "{family:?}: in the client's terms");
     }
-}
-
-fn host_unreachable(from: IpAddr, to: IpAddr, quote: &[u8]) -> Vec<u8> {
-    use etherparse::{icmpv4, icmpv6};
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC).ip(ip_header(from, to));
-    let mut bytes = Vec::new();
-    let written = if from.is_ipv4() {
-        let kind = etherparse::Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Host);
-        builder.icmpv4(kind).write(&mut bytes, quote)
-    } else {
-        let kind = etherparse::Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Address);
-        builder.icmpv6(kind).write(&mut bytes, quote)
-    };
-    written.expect("a vector takes everything");
-    bytes
 }
 
 #[test]

@@ -5,13 +5,14 @@
 
 #[path = "support/memory_director.rs"]
 mod memory_director;
+#[path = "support/packets.rs"]
+mod packets;
 mod support;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use etherparse::PacketBuilder;
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
 use support::{
     FAMILIES, Family, HttpClient, HttpServer, Layout, METHODS, Method, Plan, REQUEST_MAX, Scenario, UdpClient,
@@ -49,19 +50,11 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn frame(protocol: Protocol, from: (&str, u16), to: (&str, u16)) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0xc0], [2, 0, 0, 0, 0, 0xd0]);
-    let builder = match (ip(from.0), ip(to.0)) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => builder.ipv4(from.octets(), to.octets(), 64),
-        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), 64),
-        _ => panic!("one family"),
-    };
-    let mut bytes = Vec::new();
-    let written = match protocol {
-        Protocol::TCP => builder.tcp(from.1, to.1, 1, 9000).syn().write(&mut bytes, &[]),
-        _ => builder.udp(from.1, to.1).write(&mut bytes, b"hello"),
-    };
-    written.expect("a vector takes everything");
-    bytes
+    let (from, to) = ((ip(from.0), from.1).into(), (ip(to.0), to.1).into());
+    match protocol {
+        Protocol::TCP => packets::tcp(from, to, "S"),
+        _ => packets::udp(from, to),
+    }
 }
 
 fn tcp(from: (&str, u16), to: (&str, u16)) -> Vec<u8> {

@@ -11,12 +11,12 @@ mod packets;
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpOptionElement};
+use etherparse::TcpOptionElement;
 use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
-use packets::{FAMILIES, addresses, flow, tcp};
+use packets::{FAMILIES, addresses, flow, ip, tcp, transport_checksum_is_right};
 use uvs::conn::Tick;
 use uvs::control::explain::{Question, Way};
-use uvs::packet::{DropReason, Family, Offload, checksum};
+use uvs::packet::{DropReason, Family, Offload};
 use uvs::table::InterfaceId;
 
 const SECOND: u64 = 1_000_000_000;
@@ -32,29 +32,9 @@ struct Segment {
     text: String,
 }
 
-fn headers(from: IpAddr, to: IpAddr) -> IpHeaders {
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let header = Ipv4Header::new(0, 64, IpNumber::TCP, from.octets(), to.octets()).expect("short");
-            IpHeaders::Ipv4(header, Default::default())
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let header = Ipv6Header {
-                source: from.octets(),
-                destination: to.octets(),
-                hop_limit: 64,
-                ..Default::default()
-            };
-            IpHeaders::Ipv6(header, Default::default())
-        }
-        _ => panic!("one family"),
-    }
-}
-
 fn frame(segment: &Segment) -> Vec<u8> {
     let (from, to) = (segment.from, segment.to);
-    let mut builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0xc0], [2, 0, 0, 0, 0, 0xd0])
-        .ip(headers(from.ip(), to.ip()))
+    let mut builder = ip(from.ip(), to.ip())
         .tcp(from.port(), to.port(), segment.sequence, 9000)
         .ack(segment.acknowledgement);
     if let Some(edges) = segment.sack {
@@ -70,9 +50,7 @@ fn frame(segment: &Segment) -> Vec<u8> {
 fn read(bytes: &[u8]) -> Segment {
     let parsed = flow(bytes);
     assert_eq!(bytes.len(), parsed.end as usize, "nothing behind the packet");
-    let l4 = &bytes[parsed.l4 as usize..];
-    let sum = checksum::pseudo_header(&parsed.flow, l4.len() as u32) + checksum::sum(l4);
-    assert_eq!(checksum::fold(sum), 0xffff, "checksum");
+    assert!(transport_checksum_is_right(bytes));
     let headers = etherparse::PacketHeaders::from_ethernet_slice(bytes).expect("a packet");
     let header = headers.transport.expect("TCP").tcp().expect("TCP");
     let sack = header.options_iterator().find_map(|option| match option {

@@ -4,21 +4,21 @@
 
 #[path = "support/memory_director.rs"]
 mod memory_director;
+#[path = "support/packets.rs"]
+mod packets;
 #[path = "support/sctp_chunks.rs"]
 mod sctp_chunks;
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder};
+use etherparse::IpNumber;
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
+use packets::{FAMILIES, flow, host_unreachable, ip, unwrap_tunnel};
 use sctp_chunks::{COOKIE_ACK, COOKIE_ECHO, DATA, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE};
 use uvs::conn::{Connection, Tick};
-use uvs::packet::parse::{Packet, Parsed, parse};
+use uvs::packet::parse::{Packet, parse};
 use uvs::packet::{DropReason, Family, Offload, Protocol, checksum};
 
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc0];
-const DIRECTOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xd0];
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const SECOND: u64 = 1_000_000_000;
 
 const ABORT: &[u8] = &[6, 0, 0, 4];
@@ -103,28 +103,6 @@ impl World {
     }
 }
 
-fn ip_header(from: IpAddr, to: IpAddr) -> IpHeaders {
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header =
-                Ipv4Header::new(0, 64, IpNumber::SCTP, from.octets(), to.octets()).expect("a short packet");
-            header.identification = 0x1234;
-            header.dont_fragment = false;
-            IpHeaders::Ipv4(header, Default::default())
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let header = Ipv6Header {
-                source: from.octets(),
-                destination: to.octets(),
-                hop_limit: 64,
-                ..Default::default()
-            };
-            IpHeaders::Ipv6(header, Default::default())
-        }
-        _ => panic!("one family"),
-    }
-}
-
 /// An SCTP packet with a right checksum.
 fn sctp(from: SocketAddr, to: SocketAddr, chunks: &[&[u8]]) -> Vec<u8> {
     let mut packet = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
@@ -132,19 +110,11 @@ fn sctp(from: SocketAddr, to: SocketAddr, chunks: &[&[u8]]) -> Vec<u8> {
     packet.extend(chunks.concat());
     let crc = checksum::sctp(&packet);
     packet[8..12].copy_from_slice(&crc);
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC).ip(ip_header(from.ip(), to.ip()));
     let mut bytes = Vec::new();
-    builder
+    ip(from.ip(), to.ip())
         .write(&mut bytes, IpNumber::SCTP, &packet)
         .expect("a vector takes everything");
     bytes
-}
-
-fn flow(bytes: &[u8]) -> Parsed {
-    match parse(bytes, Offload::default()) {
-        Ok(Packet::Flow(parsed)) => parsed,
-        other => panic!("not a flow: {other:?}"),
-    }
 }
 
 fn crc_is_right(bytes: &[u8]) -> bool {
@@ -167,11 +137,6 @@ fn ends(bytes: &[u8]) -> (SocketAddr, SocketAddr) {
 fn rest(bytes: &[u8]) -> Vec<u8> {
     let l4 = flow(bytes).l4 as usize;
     [&bytes[l4 + 4..l4 + 8], &bytes[l4 + 12..]].concat()
-}
-
-fn unwrap_tunnel(bytes: &[u8]) -> Vec<u8> {
-    let header = if bytes[14] >> 4 == 4 { 20 } else { 40 };
-    [&bytes[..14], &bytes[14 + header..]].concat()
 }
 
 /// The one frame that came out, which left there.
@@ -405,20 +370,6 @@ fn without_a_destination_the_client_is_told() {
 
 #[test]
 fn icmp_errors_are_translated_both_ways() {
-    use etherparse::{Icmpv4Type, Icmpv6Type, icmpv4, icmpv6};
-    let error = |from: IpAddr, to: IpAddr, quote: &[u8]| {
-        let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC).ip(ip_header(from, to));
-        let mut bytes = Vec::new();
-        let written = if from.is_ipv4() {
-            let kind = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Host);
-            builder.icmpv4(kind).write(&mut bytes, quote)
-        } else {
-            let kind = Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Address);
-            builder.icmpv6(kind).write(&mut bytes, quote)
-        };
-        written.expect("a vector takes everything");
-        bytes
-    };
     let quoted = |bytes: &[u8]| {
         let Ok(Packet::IcmpError(parsed)) = parse(bytes, Offload::default()) else {
             panic!("no error: {bytes:?}")
@@ -449,10 +400,10 @@ fn icmp_errors_are_translated_both_ways() {
             let reply = only(world.server_sends(&[INIT_ACK]), CLIENT_SIDE);
             let cut = |bytes: &[u8]| {
                 let end = bytes.len().min((flow(bytes).l4 as usize).saturating_add(len));
-                bytes[14..end].to_vec()
+                bytes[..end].to_vec()
             };
             // From behind the director: what the client sent did not arrive.
-            let frame = error(router, world.client.ip(), &cut(&forwarded));
+            let frame = host_unreachable(router, world.client.ip(), &cut(&forwarded));
             let out = only(
                 world.director.inject(SERVER_SIDE, &frame, Offload::default()),
                 CLIENT_SIDE,
@@ -460,7 +411,7 @@ fn icmp_errors_are_translated_both_ways() {
             let expected = (world.service.ip(), world.client.ip(), [world.client, world.service]);
             assert_eq!(quoted(&out), expected, "{family:?}");
             // From before it: what the server sent did not.
-            let frame = error(router, world.service.ip(), &cut(&reply));
+            let frame = host_unreachable(router, world.service.ip(), &cut(&reply));
             let out = only(
                 world.director.inject(CLIENT_SIDE, &frame, Offload::default()),
                 SERVER_SIDE,

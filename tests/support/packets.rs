@@ -4,12 +4,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, icmpv4, icmpv6};
+use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, PacketBuilderStep, icmpv4, icmpv6};
 use uvs::packet::parse::{Packet, Parsed, parse};
-use uvs::packet::{Family, Offload};
-
-const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xc0];
-const DIRECTOR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xd0];
+use uvs::packet::{Family, Offload, checksum};
 
 /// Both.
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -58,10 +55,13 @@ pub fn client_port(number: usize) -> u16 {
     20_000 + number as u16
 }
 
-fn headers(from: IpAddr, to: IpAddr) -> IpHeaders {
-    match (from, to) {
+/// An Ethernet frame to the director, with an IP header that may be fragmented.
+pub fn ip(from: IpAddr, to: IpAddr) -> PacketBuilderStep<IpHeaders> {
+    let header = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let header = Ipv4Header::new(0, 64, IpNumber::UDP, from.octets(), to.octets()).expect("a short packet");
+            let mut header = Ipv4Header::new(0, 64, IpNumber::UDP, from.octets(), to.octets()).expect("a short packet");
+            header.identification = 0x1234;
+            header.dont_fragment = false;
             IpHeaders::Ipv4(header, Default::default())
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
@@ -74,24 +74,31 @@ fn headers(from: IpAddr, to: IpAddr) -> IpHeaders {
             IpHeaders::Ipv6(header, Default::default())
         }
         _ => panic!("one family"),
-    }
+    };
+    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0xc0], [2, 0, 0, 0, 0, 0xd0]).ip(header)
 }
 
 /// A datagram.
 pub fn udp(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC)
-        .ip(headers(from.ip(), to.ip()))
-        .udp(from.port(), to.port());
+    datagram(from, to, b"hello")
+}
+
+/// A datagram that says something.
+pub fn datagram(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let builder = ip(from.ip(), to.ip()).udp(from.port(), to.port());
     let mut bytes = Vec::new();
-    builder.write(&mut bytes, b"hello").expect("a vector takes everything");
+    builder.write(&mut bytes, payload).expect("a vector takes everything");
     bytes
 }
 
 /// A TCP segment with flags as letters: `S`, `A`, `F`, `R`.
 pub fn tcp(from: SocketAddr, to: SocketAddr, flags: &str) -> Vec<u8> {
-    let mut builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC)
-        .ip(headers(from.ip(), to.ip()))
-        .tcp(from.port(), to.port(), 1, 9000);
+    segment(from, to, flags, &[])
+}
+
+/// The same with a payload.
+pub fn segment(from: SocketAddr, to: SocketAddr, flags: &str, payload: &[u8]) -> Vec<u8> {
+    let mut builder = ip(from.ip(), to.ip()).tcp(from.port(), to.port(), 1, 9000);
     for flag in flags.chars() {
         builder = match flag {
             'S' => builder.syn(),
@@ -102,13 +109,13 @@ pub fn tcp(from: SocketAddr, to: SocketAddr, flags: &str) -> Vec<u8> {
         };
     }
     let mut bytes = Vec::new();
-    builder.write(&mut bytes, &[]).expect("a vector takes everything");
+    builder.write(&mut bytes, payload).expect("a vector takes everything");
     bytes
 }
 
 /// Host unreachable, about a frame that went the other way.
 pub fn host_unreachable(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(CLIENT_MAC, DIRECTOR_MAC).ip(headers(from, to));
+    let builder = ip(from, to);
     let mut bytes = Vec::new();
     let quote = &about[14..];
     let written = if from.is_ipv4() {
@@ -128,6 +135,20 @@ pub fn flow(bytes: &[u8]) -> Parsed {
         Ok(Packet::Flow(parsed)) => parsed,
         other => panic!("not a flow: {other:?}"),
     }
+}
+
+/// Whether the checksum of a TCP or UDP packet is right.
+pub fn transport_checksum_is_right(bytes: &[u8]) -> bool {
+    let parsed = flow(bytes);
+    let transport = &bytes[parsed.l4 as usize..parsed.end as usize];
+    let sum = checksum::pseudo_header(&parsed.flow, transport.len() as u32) + checksum::sum(transport);
+    checksum::fold(sum) == 0xffff
+}
+
+/// A packet without the outer IP header of IPIP.
+pub fn unwrap_tunnel(bytes: &[u8]) -> Vec<u8> {
+    let header = if bytes[14] >> 4 == 4 { 20 } else { 40 };
+    [&bytes[..14], &bytes[14 + header..]].concat()
 }
 
 /// A frame that is an ICMP error, with type and code.
