@@ -81,8 +81,19 @@ struct Session {
 
 impl Session {
     fn new(family: Family, options: &str) -> Session {
+        let mut session = Session::unserved(family);
+        let (vip, server) = (session.vip, session.server);
+        session
+            .director
+            .ipvsadm(&format!("-A -t {vip} -s rr {options}; -a -t {vip} -r {server} -m"));
+        session.open(session.client, session.vip, session.server);
+        session
+    }
+
+    /// Without a service, and before the first packet.
+    fn unserved(family: Family) -> Session {
         let who = addresses(family);
-        let mut session = Session {
+        Session {
             director: MemoryDirector::new(1024),
             client: (who.client, 40_000).into(),
             vip: (who.vip, 21).into(),
@@ -91,13 +102,7 @@ impl Session {
             // Near the wrap-around.
             server_next: u32::MAX - 60,
             seen_next: u32::MAX - 60,
-        };
-        let (vip, server) = (session.vip, session.server);
-        session
-            .director
-            .ipvsadm(&format!("-A -t {vip} -s rr {options}; -a -t {vip} -r {server} -m"));
-        session.open(session.client, session.vip, session.server);
-        session
+        }
     }
 
     /// The handshake of a connection from a client; frames go through.
@@ -469,6 +474,34 @@ fn data_connections_keep_their_control_connection() {
     s.director.sweep();
     assert!(s.director.connections().is_empty());
     assert_eq!(s.director.load_of(s.server.ip()), [0, 0, 0]);
+}
+
+/// A service of a firewall mark is FTP's where it is asked for port 21.
+#[test]
+fn by_a_firewall_mark() {
+    for family in FAMILIES {
+        let mut s = Session::unserved(family);
+        let ipv6 = if family == Family::V6 { "-6" } else { "" };
+        let (vip, server) = (s.vip, s.server);
+        let rule = format!(
+            "[[mark]]\nmark = 7\nprotocol = \"tcp\"\ndestination = \"{}\"\n",
+            vip.ip()
+        );
+        s.director.marks(&format!("{rule}destination_port = \"21\"\n"));
+        s.director
+            .ipvsadm(&format!("-A -f 7 {ipv6} -s rr; -a -f 7 {ipv6} -r {server} -m"));
+        s.open(s.client, vip, server);
+        s.client_says("EPSV\r\n");
+        s.server_says("229 x (|||50000|)\r\n");
+        s.open(at(s.client, 41000), at(vip, 50000), at(server, 50000));
+        let stranger = tcp(at(s.client, 41001), at(vip, 50001), "S");
+        assert_eq!(
+            s.director
+                .inject(CLIENT_SIDE, &stranger, Offload::default())
+                .handed_back,
+            1
+        );
+    }
 }
 
 /// What was announced and never used ends, and is announced again to somebody else's server.
