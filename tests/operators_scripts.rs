@@ -415,3 +415,107 @@ fn ldirectord_by_raw() {
 fn ldirectord_by_xdp() {
     ldirectord("xdp");
 }
+
+// --- pipes, rules files, init scripts -----------------------------------------------------------------------------------
+
+/// Rules of `services` services with two destinations each, as `ipvsadm-save -n` prints them.
+fn many_rules(services: u16) -> String {
+    let service = |n: u16| {
+        let at = format!("172.25.7.200:{}", 10_000 + n);
+        format!("-A -t {at} -s wlc -p 300\n-a -t {at} -r 172.25.7.3:80 -m -w 5\n-a -t {at} -r 172.25.7.4:80 -m -w 5\n")
+    };
+    (0..services).map(service).collect()
+}
+
+#[test]
+fn pipes_of_the_shell() {
+    let Some(mut site) = Site::start("pipes", "raw", &[]) else {
+        return;
+    };
+    let folder = site.s.topology.cluster.directory().join("rules");
+    fs::create_dir(&folder).expect("a folder");
+    let rules = many_rules(300);
+    fs::write(folder.join("in"), format!("# written by hand\n\n{rules}")).expect("a file");
+    let at = folder.display();
+
+    site.shell(&format!("grep -v '^#' {at}/in | ipvsadm -R"));
+    assert_eq!(site.shell("ipvsadm-save -n"), rules);
+    // With comments, over a table that is not empty.
+    site.shell(&format!("ipvsadm-restore < {at}/in"));
+    assert_eq!(site.shell("ipvsadm -Sn"), rules);
+    site.shell("ipvsadm-save | ipvsadm-restore && ipvsadm-save -n | ipvsadm-restore");
+    assert_eq!(site.shell("ipvsadm-save -n"), rules);
+
+    // Everybody's monitoring: weights by server, services, servers out of service.
+    let weights = "ipvsadm -Ln | awk '$1 == \"->\" && $2 ~ /^172.25.7.3:/ { sum += $4 } END { print sum }'";
+    assert_eq!(site.shell(weights), "1500\n");
+    assert_eq!(site.shell("ipvsadm -Ln | grep -c ^TCP"), "300\n");
+    site.shell("ipvsadm -e -t 172.25.7.200:10000 -r 172.25.7.3:80 -m -w 0");
+    let quiet = "ipvsadm -Ln | awk '/^TCP/ { s = $2 } $1 == \"->\" && $4 == 0 { print s, $2 }'";
+    assert_eq!(site.shell(quiet), "172.25.7.200:10000 172.25.7.3:80\n");
+    assert_eq!(site.shell("ipvsadm -Ln --rate | sed -n 4p | awk '{ print NF }'"), "7\n");
+    assert_eq!(site.shell("ipvsadm -Ln | head -n 1"), "IP Virtual Server version 1.2.1 (size=4096)\n");
+    site.shell("ipvsadm -C");
+    assert_eq!(site.shell("ipvsadm-save -n; ipvsadm -L --daemon"), "");
+    assert_balanced(&mut site.s);
+}
+
+/// Debian's `/etc/init.d/ipvsadm` and its `ipvsadm-save` and `ipvsadm-restore`, as they are.
+#[test]
+fn debians_scripts() {
+    if !wanted() {
+        return;
+    }
+    let Some(mut site) = Site::start("init", "raw", &[]) else {
+        return;
+    };
+    let folder = site.s.topology.cluster.directory().to_owned();
+    let (rules_file, settings) = (folder.join("ipvsadm.rules"), folder.join("default"));
+    let rules = many_rules(3);
+    fs::write(&rules_file, format!("# ipvsadm.rules\n{rules}")).expect("a file");
+    let run = |site: &Site, daemon: &str, line: &str| {
+        fs::write(&settings, format!("AUTO=true\nDAEMON={daemon}\nIFACE=eth0\n")).expect("a file");
+        let files = [
+            (rules_file.as_path(), "/etc/ipvsadm.rules"),
+            (settings.as_path(), "/etc/default/ipvsadm"),
+        ];
+        let mut command = site.command_with_sbin(&files, line);
+        // Where systemd runs, the script would hand over to it.
+        command.env("SYSTEMCTL_SKIP_REDIRECT", "1");
+        site.run(&mut command, "")
+    };
+    let init = |site: &Site, word: &str| {
+        let line = format!("/etc/init.d/ipvsadm {word}");
+        text(&run(site, "none", &line), &line)
+    };
+
+    init(&site, "start");
+    assert_eq!(site.ipvsadm("-Sn"), rules);
+    assert_eq!(init(&site, "status"), site.ipvsadm("-ln"));
+    assert_eq!(init(&site, "rate"), site.ipvsadm("-ln --rate"));
+    site.ipvsadm("-D -t 172.25.7.200:10001");
+    init(&site, "save");
+    let saved = site.ipvsadm("-Sn");
+    assert_eq!(saved.lines().count(), 6);
+    assert_eq!(
+        fs::read_to_string(&rules_file).expect("saved"),
+        format!("# ipvsadm.rules\n{saved}")
+    );
+    site.ipvsadm("-C");
+    for word in ["load", "restart", "reload"] {
+        init(&site, word);
+        assert_eq!(site.ipvsadm("-Sn"), saved, "{word}");
+    }
+    init(&site, "stop");
+    assert_eq!(site.ipvsadm("-Sn"), "");
+
+    // The sync daemon is refused, the rules are there all the same.
+    let output = run(&site, "both", "/etc/init.d/ipvsadm start");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said.matches("uvs has no connection sync daemon\n").count(), 2, "{said}");
+    assert_eq!(site.ipvsadm("-Sn"), saved);
+
+    let line = "sh -c '/sbin/ipvsadm-save -n | /sbin/ipvsadm-restore && /sbin/ipvsadm-save -n'";
+    assert_eq!(text(&run(&site, "none", line), line), saved);
+    assert_balanced(&mut site.s);
+}
