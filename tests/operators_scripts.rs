@@ -5,7 +5,7 @@
 //! `/sbin/ipvsadm` uvs is mounted there, in a mount namespace of theirs alone. Web servers stop and start, tables and clients tell
 //! what became of it. Goal: whoever drives IPVS by ipvsadm drives uvs, and clients see no dead server.
 //!
-//! ldirectord and the init script need Debian's `ldirectord` (which brings `ipvsadm`), and run with `UVS_REAL_PROGRAMS=1` alone; a
+//! ldirectord and the init script need Debian's `ldirectord` (which brings `ipvsadm`) and `libnet-inet6glue-perl`, and run with `UVS_REAL_PROGRAMS=1` alone; a
 //! program that is missing is then a failure.
 
 use std::fs;
@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 mod support;
 
 use support::{
-    FAMILIES, Family, Host, HttpServer, Layout, METHODS, Method, Plan, Process, REQUEST_MAX, Scenario, assert_balanced, http,
-    method_flag, netns, scenario, with_port,
+    FAMILIES, Family, Host, HttpServer, Layout, METHODS, Method, Plan, Process, REQUEST_MAX, Scenario, assert_balanced,
+    http, method_flag, netns, scenario, with_port,
 };
 use uvs::options::SOCKET_VARIABLE;
 
@@ -98,7 +98,10 @@ impl Site {
 
     /// Runs to the end, with `input` on standard input; whatever comes out.
     fn run(&self, command: &mut Command, input: &str) -> Output {
-        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let pipes = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = pipes.spawn().expect("the program is there");
         let mut stdin = child.stdin.take().expect("a pipe");
         stdin.write_all(input.as_bytes()).expect("it reads");
@@ -112,7 +115,9 @@ impl Site {
             Path::new("/sbin/ipvsadm").exists(),
             "ldirectord is needed, which brings ipvsadm"
         );
-        let mounts = [(support::program(), "/sbin/ipvsadm")].into_iter().chain(files.iter().copied());
+        let mounts = [(support::program(), "/sbin/ipvsadm")]
+            .into_iter()
+            .chain(files.iter().copied());
         let mounts: Vec<_> = mounts
             .map(|(from, to)| format!("mount --bind {} {to}", from.display()))
             .collect();
@@ -123,7 +128,11 @@ impl Site {
     }
 
     fn ipvsadm(&mut self, arguments: &str) -> String {
-        self.s.director().expect("a director").ipvsadm(arguments).expect("accepted")
+        self.s
+            .director()
+            .expect("a director")
+            .ipvsadm(arguments)
+            .expect("accepted")
     }
 
     fn service(&self, method: Method, family: Family) -> SocketAddr {
@@ -138,7 +147,12 @@ impl Site {
     fn destinations(&mut self, service: &str) -> Vec<String> {
         let arguments = format!("ipvsadm -ln {service}");
         let arguments: Vec<_> = arguments.split(' ').collect();
-        let output = self.s.director().expect("a director").output(&arguments).expect("uvs is there");
+        let output = self
+            .s
+            .director()
+            .expect("a director")
+            .output(&arguments)
+            .expect("uvs is there");
         let listing = String::from_utf8(output.stdout).expect("text");
         let rows = listing.lines().filter_map(|line| line.strip_prefix("  -> "));
         rows.map(|row| row.split_ascii_whitespace().take(3).collect::<Vec<_>>().join(" "))
@@ -168,7 +182,10 @@ fn cases() -> impl Iterator<Item = (Method, Family)> {
 
 /// What a program printed, which must have succeeded without a complaint.
 fn text(output: &Output, what: &str) -> String {
-    assert!(output.status.success() && output.stderr.is_empty(), "{what}: {output:?}");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{what}: {output:?}"
+    );
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
@@ -222,7 +239,10 @@ fn mon_alert(driver: &str) {
         assert_eq!(answers, ["server3", "server4"], "{driver} {service}");
         let again = alert(&site, true);
         let said = String::from_utf8_lossy(&again.stderr);
-        assert_eq!((again.status.code(), &*said), (Some(255), "Destination already exists\n"));
+        assert_eq!(
+            (again.status.code(), &*said),
+            (Some(255), "Destination already exists\n")
+        );
     }
     assert_balanced(&mut site.s);
 }
@@ -383,7 +403,11 @@ fn ldirectord(driver: &str) {
             answers.sort();
             answers.dedup();
             if one.persistent {
-                assert!(answers.len() == 1 && names.contains(&&*answers[0]), "{driver} {}: {answers:?}", one.at);
+                assert!(
+                    answers.len() == 1 && names.contains(&&*answers[0]),
+                    "{driver} {}: {answers:?}",
+                    one.at
+                );
             } else {
                 assert_eq!(answers, names, "{driver} {}", one.at);
             }
@@ -393,6 +417,10 @@ fn ldirectord(driver: &str) {
     expect(&mut site, &mut process, [true, true], &both);
     site.stop_web(0);
     expect(&mut site, &mut process, [false, true], &both[1..]);
+    // An upgrade of the daemon in between is nothing that ldirectord would notice.
+    site.s
+        .start(&["--driver", driver, "--takeover"])
+        .expect("the next one starts");
     site.stop_web(1);
     expect(&mut site, &mut process, [false, false], &["fallback"]);
     site.start_web(0);
@@ -454,7 +482,10 @@ fn pipes_of_the_shell() {
     let quiet = "ipvsadm -Ln | awk '/^TCP/ { s = $2 } $1 == \"->\" && $4 == 0 { print s, $2 }'";
     assert_eq!(site.shell(quiet), "172.25.7.200:10000 172.25.7.3:80\n");
     assert_eq!(site.shell("ipvsadm -Ln --rate | sed -n 4p | awk '{ print NF }'"), "7\n");
-    assert_eq!(site.shell("ipvsadm -Ln | head -n 1"), "IP Virtual Server version 1.2.1 (size=4096)\n");
+    assert_eq!(
+        site.shell("ipvsadm -Ln | head -n 1"),
+        "IP Virtual Server version 1.2.1 (size=4096)\n"
+    );
     site.shell("ipvsadm -C");
     assert_eq!(site.shell("ipvsadm-save -n; ipvsadm -L --daemon"), "");
     assert_balanced(&mut site.s);
