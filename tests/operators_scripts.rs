@@ -372,11 +372,8 @@ fn ldirectord(driver: &str) {
     let setting = director.output(&["sysctl", "-w", "net.ipv4.vs.expire_quiescent_template=1"]);
     assert!(setting.expect("uvs sysctl").status.success());
 
-    let log = site.s.topology.cluster.directory().join("ldirectord.log");
-    let mut configuration = format!(
-        "checktimeout=2\nnegotiatetimeout=2\ncheckinterval=1\nsupervised=yes\ncleanstop=yes\nlogfile=\"{}\"\n\n",
-        log.display()
-    );
+    let mut configuration =
+        "checktimeout=2\nnegotiatetimeout=2\ncheckinterval=1\nsupervised=yes\ncleanstop=yes\n\n".to_owned();
     for one in &virtuals {
         configuration += &one.configuration;
     }
@@ -394,9 +391,8 @@ fn ldirectord(driver: &str) {
                 if rows == one.rows(up) {
                     break;
                 }
-                let said = || fs::read_to_string(&log).unwrap_or_default();
                 let late = Instant::now() > end || process.try_wait().expect("a process").is_some();
-                assert!(!late, "{driver} {}: {rows:?}\n{}{}", one.at, process.output(), said());
+                assert!(!late, "{driver} {}: {rows:?}\n{}", one.at, process.output());
                 std::thread::sleep(Duration::from_millis(50));
             }
             let mut answers = site.answers(one.service, 6);
