@@ -20,7 +20,7 @@ mod support;
 
 use support::{
     FAMILIES, Family, Host, HttpServer, Layout, METHODS, Method, Plan, Process, REQUEST_MAX, Scenario, assert_balanced,
-    http, method_flag, netns, scenario, with_port,
+    http, method_flag, programs, scenario, with_port,
 };
 use uvs::options::SOCKET_VARIABLE;
 
@@ -28,20 +28,8 @@ use uvs::options::SOCKET_VARIABLE;
 const WEB: u16 = 8000;
 /// The firewall mark of a service, and the port of its packets.
 const MARK: (u32, u16) = (7, 8001);
-/// What asks for the tests that need programs.
-const VARIABLE: &str = "UVS_REAL_PROGRAMS";
 /// How long ldirectord may take to see what became of a server; it looks every second.
 const NOTICE_MAX: Duration = Duration::from_secs(10);
-
-/// Whether tests with programs are wanted; if not it says so on the terminal.
-fn wanted() -> bool {
-    let wanted = std::env::var(VARIABLE).is_ok_and(|value| value == "1");
-    if !wanted {
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        netns::say(&format!("REAL PROGRAMS TEST NOT RUN: wants {VARIABLE}=1: {test}"));
-    }
-    wanted
-}
 
 /// A director with the links that the README tells to make, and two real servers.
 struct Site {
@@ -340,7 +328,7 @@ impl Virtual {
 
 /// ldirectord with services of all methods and of marks: servers stop and come back, all of them stop, ldirectord ends.
 fn ldirectord(driver: &str) {
-    if !wanted() {
+    if !programs::wanted() {
         return;
     }
     let all: Vec<_> = cases().collect();
@@ -490,7 +478,7 @@ fn pipes_of_the_shell() {
 /// Debian's `/etc/init.d/ipvsadm` and its `ipvsadm-save` and `ipvsadm-restore`, as they are.
 #[test]
 fn debians_scripts() {
-    if !wanted() {
+    if !programs::wanted() {
         return;
     }
     let Some(mut site) = Site::start("init", "raw", &[]) else {
