@@ -1,5 +1,5 @@
-//! Real FTP programs through the director by NAT: vsftpd as real server, curl and lftp as clients, each way to open data
-//! connections, both families.
+//! Real FTP programs through the director, by NAT and DR: vsftpd as real server, curl and lftp as clients, each way to open
+//! data connections, both families.
 //!
 //! How: files come and go over several data connections of one control connection, and are compared byte for byte; the
 //! director is killed and started again in the middle. Goal: an FTP service behind NAT works as by the kernel's `ip_vs_ftp`.
@@ -15,8 +15,8 @@ use std::time::Duration;
 mod support;
 
 use support::{
-    FAMILIES, Family, Host, Layout, Method, Plan, Process, Scenario, assert_balanced, netns, programs, scenario,
-    with_port,
+    FAMILIES, Family, Host, Layout, Method, Plan, Process, Scenario, assert_balanced, method_flag, netns, programs,
+    scenario, with_port,
 };
 
 const FTP: u16 = 21;
@@ -38,10 +38,11 @@ struct Running {
     homes: Vec<PathBuf>,
     file: Vec<u8>,
     driver: &'static str,
+    method: Method,
 }
 
 impl Running {
-    fn start(label: &str, driver: &'static str, options: &str) -> Option<Running> {
+    fn start(label: &str, driver: &'static str, method: Method, options: &str) -> Option<Running> {
         if !programs::wanted() {
             return None;
         }
@@ -54,11 +55,11 @@ impl Running {
             homes.push(home);
         }
         for family in FAMILIES {
-            s.offer(Method::Masq, family).expect("the VIP");
+            s.offer(method, family).expect("the VIP");
         }
         s.start(&["--driver", driver]).expect("the director starts");
         for family in FAMILIES {
-            let vip = with_port(s.topology.vip(Method::Masq, family), FTP);
+            let vip = with_port(s.topology.vip(method, family), FTP);
             let reals: Vec<_> = (0..2)
                 .map(|n| with_port(s.topology.server_address(n, family), FTP))
                 .collect();
@@ -68,7 +69,7 @@ impl Running {
                 .expect("accepted");
             for real in reals {
                 director
-                    .ipvsadm(&format!("-a -t {vip} -r {real} -m"))
+                    .ipvsadm(&format!("-a -t {vip} -r {real} {}", method_flag(method)))
                     .expect("accepted");
             }
         }
@@ -78,13 +79,14 @@ impl Running {
             homes,
             file,
             driver,
+            method,
         })
     }
 
     fn url(&self, family: Family, path: &str) -> String {
         format!(
             "ftp://{}/{path}",
-            SocketAddr::new(self.s.topology.vip(Method::Masq, family), FTP)
+            SocketAddr::new(self.s.topology.vip(self.method, family), FTP)
         )
     }
 
@@ -141,7 +143,7 @@ fn start_vsftpd(server: &Host, home: &Path, file: &[u8]) -> Process {
 }
 
 fn every_way(driver: &'static str) {
-    let Some(mut running) = Running::start("ftp", driver, "") else {
+    let Some(mut running) = Running::start("ftp", driver, Method::Masq, "") else {
         return;
     };
     let mut length_changed = false;
@@ -152,8 +154,7 @@ fn every_way(driver: &'static str) {
             length_changed |= family == Family::V4 && real.to_string().len() != vip.to_string().len();
         }
         for (way, arguments, said) in WAYS {
-            if family == Family::V6 && ["PASV", "PORT"].contains(&way) {
-                // They have no room for an IPv6 address: curl takes the extended ones whatever it is told.
+            if is_impossible(family, way) {
                 continue;
             }
             let what = format!("{driver} {family:?} {way}");
@@ -185,9 +186,33 @@ fn every_way(driver: &'static str) {
     netns::say(&format!("{driver}, ftp: {accounting}"));
 }
 
+/// By DR the director sees only the client's half: a persistent service takes the data connections along.
+fn direct_routing(driver: &'static str) {
+    let Some(mut running) = Running::start("ftp-dr", driver, Method::Route, "-p 300") else {
+        return;
+    };
+    for family in FAMILIES {
+        for (way, arguments, said) in WAYS {
+            if is_impossible(family, way) {
+                continue;
+            }
+            let url = running.url(family, "file");
+            let (text, came) = running.curl(&[arguments, &[url.as_str(), &url][..]].concat());
+            assert_eq!(text.matches(said).count(), 2, "{driver} {family:?} {way}: {text}");
+            assert!(came == running.file.repeat(2), "{driver} {family:?} {way}");
+        }
+    }
+    assert_balanced(&mut running.s);
+}
+
+/// PASV and PORT have no room for an IPv6 address: curl takes the extended ones whatever it is told.
+fn is_impossible(family: Family, way: &str) -> bool {
+    family == Family::V6 && ["PASV", "PORT"].contains(&way)
+}
+
 /// lftp with several sessions at once, and one after the other.
 fn lftp(driver: &'static str) {
-    let Some(mut running) = Running::start("lftp", driver, "-p 300") else {
+    let Some(mut running) = Running::start("lftp", driver, Method::Masq, "-p 300") else {
         return;
     };
     for family in FAMILIES {
@@ -231,7 +256,7 @@ fn lftp(driver: &'static str) {
 /// The director is killed, and started again, while files come: the control connection goes on with the next file, as its
 /// numbers are kept with the connections.
 fn killed(driver: &'static str) {
-    let Some(mut running) = Running::start("ftp-killed", driver, "") else {
+    let Some(mut running) = Running::start("ftp-killed", driver, Method::Masq, "") else {
         return;
     };
     let url = running.url(Family::V4, "file");
@@ -281,6 +306,8 @@ by_driver! {
     every_way_by_raw, every_way, "raw";
     lftp_by_xdp, lftp, "xdp";
     lftp_by_raw, lftp, "raw";
+    direct_routing_by_xdp, direct_routing, "xdp";
+    direct_routing_by_raw, direct_routing, "raw";
     killed_by_xdp, killed, "xdp";
     killed_by_raw, killed, "raw";
 }
