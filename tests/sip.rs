@@ -279,7 +279,7 @@ fn a_nat_server_calls_a_client() {
             let left = flow(frame).flow;
             assert_eq!((left.source(), left.source_port()), (scene.service.ip(), 5060));
             // The call is known from any port of the client.
-            if options != "" {
+            if !options.is_empty() {
                 assert_eq!(scene.calls(), ["out@server"]);
                 scene.call(7, "out@server");
                 let templates = scene.entries(Kind::Template);
