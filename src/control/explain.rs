@@ -85,7 +85,7 @@ impl Question {
     fn is_expected(&self, connection: &Connection) -> bool {
         let any_port = Question {
             client: SocketAddr::new(self.client.ip(), 0),
-            ..*self
+            ..self.clone()
         };
         self.protocol == TransportProtocol::Tcp && any_port.is_forward(connection)
     }
