@@ -359,6 +359,10 @@ pub struct ExplainOptions {
     #[arg(value_name = "VIP:PORT")]
     pub virtual_address: String,
 
+    /// The Call-ID in the datagram, for a service with the persistence engine sip
+    #[arg(long, value_name = "TEXT")]
+    pub call_id: Option<String>,
+
     /// Print the answer as JSON
     #[arg(long)]
     pub json: bool,

@@ -219,6 +219,7 @@ fn director(method: Method) -> Table {
         ids: (0..DESTINATIONS).map(DestinationId).collect(),
         persistence: None,
         one_packet: false,
+        sip: false,
     };
     let interface = |n: u8, address: Ipv4Addr| Interface {
         name: format!("bench{n}"),

@@ -140,7 +140,8 @@ pub fn stop(
 /// `uvs explain`.
 pub fn explain(options: &ExplainOptions, transport: &mut dyn Transport) -> Result<String, AskError> {
     let question = Question::parse(&options.protocol, &options.client, &options.virtual_address);
-    let question = question.map_err(AskError::Usage)?;
+    let mut question = question.map_err(AskError::Usage)?;
+    question.call_id.clone_from(&options.call_id);
     match transport.call(&Request::Explain { question })? {
         Reply::Explained { explanation } if options.json => {
             let text = serde_json::to_string(&explanation).map_err(|error| AskError::Refused(error.to_string()))?;

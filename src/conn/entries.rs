@@ -240,6 +240,13 @@ impl Entries {
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(start).cast(), HEADER_BYTES / 8) }
     }
 
+    /// The boot that the file is of, as in its header; `None`: there is no file.
+    pub fn boot_id(&self) -> Option<u128> {
+        let header = (self.offset != 0).then(|| self.header())?;
+        let word = |n: usize| header[n].load(Ordering::Relaxed) as u128;
+        Some(word(HEADER_BOOT_ID) << 64 | word(HEADER_BOOT_ID + 1))
+    }
+
     /// Every slot.
     #[inline]
     pub fn slots(&self) -> &[Slot] {

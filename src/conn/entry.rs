@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::call_ids::CallId;
 use super::entries::{SLOT_BYTES, Slot};
 use super::layout::{
     ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_DESTINATION, TAIL_OWN, TEMPLATE, own_word,
     runtime_word,
 };
-use super::table::ConnectionTable;
+use super::table::{ConnectionTable, call_id_at};
 use super::{State, StateChange, Tick, TimeoutTable, tcp};
 use crate::packet::{Family, FlowKey, Protocol, Signals};
 use crate::service::Method;
@@ -273,6 +274,12 @@ impl<'t> EntryRef<'t> {
         tail.flatten().unwrap_or(&self.slot.words[OWN])
     }
 
+    /// Of a template of the persistence engine `sip`: which call.
+    pub fn call_id(&self) -> Option<CallId> {
+        let has = self.control().has_call_id();
+        call_id_at(self.table.slots(), self.number()).filter(|_| has)
+    }
+
     /// A persistence template controls it, or a connection helped.
     #[inline]
     pub fn is_controlled(&self) -> bool {
@@ -363,6 +370,7 @@ impl<'t> EntryRef<'t> {
             virtual_address: (self.virtual_address(), self.virtual_port()),
             destination: (self.destination(), self.destination_port()),
             fwmark: self.fwmark(),
+            call_id: self.call_id(),
             controlled: match kind {
                 Kind::Connection => 0,
                 Kind::Template => self.word(TEMPLATE) as u32,
@@ -412,6 +420,8 @@ pub struct Connection {
     pub destination: (IpAddr, u16),
     /// Firewall mark of its service; 0 = its service has an address.
     pub fwmark: u32,
+    /// Of a template of the persistence engine `sip`: which call.
+    pub call_id: Option<CallId>,
     /// Connections that a template controls.
     pub controlled: u32,
     /// Its payload is looked at ([`EntryRef::is_helped`]).

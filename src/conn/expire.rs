@@ -225,7 +225,7 @@ impl ConnectionTable {
     /// `false`: a bucket is locked by someone who does not run; try again later.
     fn unlink_one(&self, entry: EntryRef<'_>, control: Control) -> bool {
         let Some(kind) = control.kind_before() else { return true };
-        let hash = self.hash_as(kind, &entry.flow());
+        let hash = self.hash_as(kind, &entry.flow(), entry.call_id());
         let forward = Reference::new(entry.number(), Direction::Forward);
         let reply = Reference::new(entry.number(), Direction::Reply);
         self.index.remove(hash, forward)
@@ -235,7 +235,7 @@ impl ConnectionTable {
     /// Starts loading the buckets that hold the entry's keys.
     pub(super) fn prefetch_buckets_of(&self, entry: EntryRef<'_>, control: Control) {
         if let Some(kind) = control.kind_before() {
-            self.prefetch_bucket(self.hash_as(kind, &entry.flow()));
+            self.prefetch_bucket(self.hash_as(kind, &entry.flow(), entry.call_id()));
         }
         if let Some(key) = reply_key(entry, control) {
             self.prefetch_bucket(self.hash(&key));

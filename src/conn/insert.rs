@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
+use super::call_ids::{CallId, TemplateKey};
 use super::entry::{Connection, EntryRef};
 use super::index::{Hash, Reference, Refused};
 use super::layout::{
-    ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_CONTROLLED, TAIL_DESTINATION, TAIL_MARK,
-    TAIL_OWN, TAIL_PASSIVE, TAIL_SHIFT, TEMPLATE, own_word, ports_word, runtime_word,
+    ADDRESSES, CONTROL, Control, Direction, Kind, OWN, PORTS, RUNTIME, TAIL_CALL_ID, TAIL_CONTROLLED, TAIL_DESTINATION,
+    TAIL_MARK, TAIL_OWN, TAIL_PASSIVE, TAIL_SHIFT, TEMPLATE, own_word, ports_word, runtime_word,
 };
-use super::table::{ConnectionTable, WorkerId};
+use super::table::{self, ConnectionTable, WorkerId};
 use super::{State, Tick};
 use crate::packet::{Family, FlowKey};
 use crate::service::{DestinationKey, Method};
@@ -53,7 +54,7 @@ pub struct NewConnection<'t> {
 #[derive(Clone, Copy, Debug)]
 pub struct NewTemplate {
     /// As for [`ConnectionTable::lookup_template`].
-    pub key: FlowKey,
+    pub key: TemplateKey,
     /// Address and port of its destination; port 0 when the service has port 0 or a mark.
     pub destination: DestinationKey,
     /// Slot of its destination in the workers' table.
@@ -82,6 +83,7 @@ pub enum InsertError<'t> {
 struct Draft<'a> {
     kind: Kind,
     flow: &'a FlowKey,
+    call_id: Option<CallId>,
     destination: DestinationKey,
     method: Method,
     state: State,
@@ -131,6 +133,7 @@ impl ConnectionTable {
         let draft = Draft {
             kind: Kind::Connection,
             flow: &new.flow,
+            call_id: None,
             destination: new.destination,
             method: new.method,
             state: new.state,
@@ -160,7 +163,8 @@ impl ConnectionTable {
     ) -> Result<EntryRef<'t>, InsertError<'t>> {
         let draft = Draft {
             kind: Kind::Template,
-            flow: &new.key,
+            flow: &new.key.flow,
+            call_id: new.key.call_id,
             destination: new.destination,
             method: new.method,
             state: State::None,
@@ -170,7 +174,7 @@ impl ConnectionTable {
             template: self.next_generation(),
             helped: false,
         };
-        let hash = self.hash_as(Kind::Template, &new.key);
+        let hash = self.hash_as(Kind::Template, &new.key.flow, new.key.call_id);
         self.add(worker.0 as usize, hash, &draft, now, evicted)
     }
 
@@ -194,8 +198,7 @@ impl ConnectionTable {
         };
         let entry = self.entry(number).ok_or(InsertError::Full)?;
         self.write(entry, wide, draft);
-        let key_bits = Control::key_bits(draft.kind, draft.flow);
-        let is_same = |r| self.is_it(r, key_bits, draft.flow);
+        let is_same = |r| self.is_same(r, draft.kind, draft.flow, draft.call_id);
         let mut published = false;
         let publish = || {
             published = true;
@@ -290,6 +293,9 @@ impl ConnectionTable {
             set(TAIL_PASSIVE, 0);
             set(TAIL_CONTROLLED, self.next_generation());
         }
+        if let Some(call_id) = draft.call_id {
+            set(TAIL_CALL_ID, call_id.word());
+        }
     }
 
     /// A slot in a table without any: from the retired ones, or in place of half-open entries.
@@ -353,8 +359,17 @@ impl ConnectionTable {
     }
 
     #[inline]
-    pub(super) fn is_it(&self, reference: Reference, key_bits: u64, key: &FlowKey) -> bool {
-        super::table::is_it(self.slots(), reference, key_bits, key)
+    fn is_it(&self, reference: Reference, key_bits: u64, key: &FlowKey) -> bool {
+        table::is_it(self.slots(), reference, key_bits, key)
+    }
+
+    /// The entry at this reference is live, of this kind, and has this key.
+    #[inline]
+    pub(super) fn is_same(&self, reference: Reference, kind: Kind, flow: &FlowKey, call_id: Option<CallId>) -> bool {
+        match kind {
+            Kind::Connection => self.is_it(reference, Control::key_bits(kind, flow), flow),
+            Kind::Template => table::is_template(self.slots(), reference, &TemplateKey { flow: *flow, call_id }),
+        }
     }
 }
 
@@ -380,7 +395,11 @@ fn control_of(draft: &Draft<'_>) -> Control {
         draft.state,
         draft.deadline,
     );
-    if draft.helped { control.helped() } else { control }
+    let control = if draft.helped { control.helped() } else { control };
+    match draft.call_id {
+        Some(_) => control.with_call_id(),
+        None => control,
+    }
 }
 
 /// Destination to client, of a NAT connection; `None` for all others.

@@ -1,7 +1,7 @@
 //! What the words of an entry mean.
 //!
 //! ```text
-//!            narrow (IPv4, one slot)              wide (an IPv6 address in it, or helped; two slots, the first even)
+//!            narrow (IPv4, one slot)              wide (an IPv6 address or a Call-ID in it, or helped; two slots, the first even)
 //!  word 0    control                              control
 //!       1    runtime                              runtime
 //!       2    ports                                ports
@@ -13,10 +13,11 @@
 //!       8                                         tail mark
 //!       9,10                                      destination (high, low; an IPv4 one in the low)
 //!       11                                        own
+//!       12                                        of a template of a call, digest of the Call-ID
 //!       12-14                                     of a helped connection: shift, passive, controlled
 //!       15                                        link of retired entries
 //!
-//!  control   deadline:32 | spare:3 | helped:1 | touches:4 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
+//!  control   deadline:32 | spare:2 | Call-ID:1 | helped:1 | touches:4 | state:8 | protocol:8 | method:2 | destination v6:1 | client v6:1 | kind:4
 //!  runtime   destination id:32 | client hop:16 | spare:16
 //!  ports     client:16 | virtual:16 | destination:16 | client:16
 //!  own       of a template, how long it lasts in ticks:32 | firewall mark:32
@@ -53,6 +54,8 @@ pub const TAIL_SHIFT: usize = 4;
 pub const TAIL_PASSIVE: usize = 5;
 /// As above.
 pub const TAIL_CONTROLLED: usize = 6;
+/// Of templates of calls: see [`super::call_ids`].
+pub const TAIL_CALL_ID: usize = 4;
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +92,8 @@ const TOUCHES_SHIFT: u32 = 24;
 /// Counted up to here.
 const TOUCHES_MAX: u8 = 15;
 const HELPED: u64 = 1 << 28;
+/// A template of the persistence engine sip.
+const CALL_ID: u64 = 1 << 29;
 const DEADLINE_SHIFT: u32 = 32;
 
 /// The control word.
@@ -96,8 +101,8 @@ const DEADLINE_SHIFT: u32 = 32;
 pub struct Control(pub u64);
 
 impl Control {
-    /// Bits that a packet's key decides: kind, client family, protocol.
-    const KEY_MASK: u64 = KIND_MASK | CLIENT_V6 | 0xff << PROTOCOL_SHIFT;
+    /// Bits that a packet's key decides: kind, client family, protocol, and whether it has a Call-ID.
+    const KEY_MASK: u64 = KIND_MASK | CLIENT_V6 | 0xff << PROTOCOL_SHIFT | CALL_ID;
 
     pub fn new(
         kind: Kind,
@@ -166,13 +171,22 @@ impl Control {
 
     #[inline]
     pub fn is_wide(self) -> bool {
-        self.0 & (CLIENT_V6 | DESTINATION_V6 | HELPED) != 0
+        self.0 & (CLIENT_V6 | DESTINATION_V6 | HELPED | CALL_ID) != 0
     }
 
     /// Its payload is looked at.
     #[inline]
     pub fn is_helped(self) -> bool {
         self.0 & HELPED != 0
+    }
+
+    /// With a Call-ID: what key bits and control words of such templates have.
+    pub fn with_call_id(self) -> Control {
+        Control(self.0 | CALL_ID)
+    }
+
+    pub fn has_call_id(self) -> bool {
+        self.0 & CALL_ID != 0
     }
 
     #[inline]
@@ -264,10 +278,10 @@ impl Control {
         let state_fits = match self.kind() {
             None => false,
             Some(Kind::Template) => state == Some(State::None),
-            Some(Kind::Connection) => state.is_some_and(|state| state.is_of(self.protocol())),
+            Some(Kind::Connection) => !self.has_call_id() && state.is_some_and(|state| state.is_of(self.protocol())),
         };
         let method_fits = self.0 >> METHOD_SHIFT & 3 < 3;
-        let spare_fits = self.0 >> 29 & 7 == 0;
+        let spare_fits = self.0 >> 30 & 3 == 0;
         let of_ftp = self.protocol() == Protocol::TCP && self.method() == Method::Masq;
         let helped_fits = !self.is_helped() || of_ftp && self.kind() == Some(Kind::Connection);
         state_fits && method_fits && spare_fits && helped_fits
@@ -353,7 +367,8 @@ mod tests {
         assert!(!Control(sound.0 | 0xff << 16).is_sound(), "no such state");
         assert!(!Control(sound.0 | 3 << 6).is_sound(), "no such method");
         assert!(!sound.helped().is_sound(), "only TCP is helped");
-        assert!(!Control(sound.0 | 1 << 29).is_sound(), "bits that nobody sets");
+        assert!(!sound.with_call_id().is_sound(), "a connection has no Call-ID");
+        assert!(!Control(sound.0 | 1 << 30).is_sound(), "bits that nobody sets");
         assert!(!Control(0).is_sound() && !Control(TAIL_MARK).is_sound() && !sound.retired().is_sound());
     }
 }

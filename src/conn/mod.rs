@@ -21,8 +21,10 @@
 //! Who may do what: workers look up, touch, insert and remove; the control thread sweeps, lists and recovers. Nothing
 //! here reads a clock: time is a [`Tick`] that the caller brings.
 //!
-//! Limits: capacity up to [`CAPACITY_MAX`] slots, chosen at creation; nothing is allocated afterwards.
+//! Limits: capacity up to [`CAPACITY_MAX`] slots, chosen at creation; nothing is allocated afterwards, but room for the texts
+//! of Call-IDs when the first service asks for it ([`ConnectionTable::keep_call_ids`]).
 
+mod call_ids;
 mod drop_entry;
 mod entries;
 mod entry;
@@ -45,6 +47,7 @@ pub mod udp;
 #[cfg(test)]
 mod tests;
 
+pub use call_ids::{CallId, TemplateKey};
 pub use drop_entry::EntryDropper;
 pub use entries::{Entries, EntriesError, boot_id, is_tmpfs};
 pub use entry::{Connection, EntryRef, Hit};

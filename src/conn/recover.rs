@@ -46,7 +46,8 @@ impl ConnectionTable {
     /// Takes the entries that were left in the file into the table: index, counts and runtime words are made anew. `decide`
     /// says of each what becomes of it. Once, before any worker runs.
     ///
-    /// Which template controls which connection is not in the file; [`ConnectionTable::control`] tells it again.
+    /// Which template controls which connection is not in the file; [`ConnectionTable::control`] tells it again. (It cannot
+    /// of templates of calls: a connection does not know its Call-ID. Those end by their own time.)
     pub fn recover(&self, now: Tick, decide: &mut dyn FnMut(&Connection) -> Recovery) -> Recovered {
         let _sweeper = self.sweeper.lock().unwrap_or_else(|e| e.into_inner());
         let mut report = Recovered::default();
@@ -137,10 +138,13 @@ impl ConnectionTable {
         }
         entry.slot.words[RUNTIME].store(runtime_word(destination_id, client_hop), Ordering::Relaxed);
         let flow = entry.flow();
-        let hash = self.hash_as(kind, &flow);
-        let key_bits = Control::key_bits(kind, &flow);
+        let call_id = entry.call_id();
+        if control.has_call_id() && call_id.is_none() {
+            return false;
+        }
+        let hash = self.hash_as(kind, &flow, call_id);
         let forward = Reference::new(entry.number(), Direction::Forward);
-        let is_same = |r| self.is_it(r, key_bits, &flow);
+        let is_same = |r| self.is_same(r, kind, &flow, call_id);
         if self.index.insert_unique(hash, forward, is_same, || ()).is_err() {
             return false;
         }

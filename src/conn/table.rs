@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use std::hash::Hasher;
 
+use super::call_ids::{CallId, CallIds, TemplateKey};
 use super::entries::{Entries, SLOT_BYTES, Slot, prefetch};
 use super::entry::{Connection, EntryRef, Hit};
 use super::epoch::Epochs;
 use super::expire::{Retired, Sweeper};
 pub use super::index::{Guess, Hash};
 use super::index::{Index, Reference};
-use super::layout::{ADDRESSES, CONTROL, Control, Direction, Kind, PORTS, TAIL_DESTINATION};
+use super::layout::{ADDRESSES, CONTROL, Control, Direction, Kind, PORTS, TAIL_CALL_ID, TAIL_DESTINATION};
 use super::slots::{CHUNK, Slots};
 use super::{State, StateChange, Tick};
 use crate::packet::{Family, FlowKey};
@@ -39,6 +40,7 @@ pub struct ConnectionTable {
     pub(super) evict_cursor: AtomicU32,
     /// Connections without a client port: see [`super::helped`].
     pub(super) expected: AtomicU32,
+    call_ids: CallIds,
     seed: u64,
     shared_seed: foldhash::SharedSeed,
 }
@@ -89,6 +91,7 @@ impl ConnectionTable {
             barren: AtomicU32::new(u32::MAX),
             evict_cursor: AtomicU32::new(0),
             expected: AtomicU32::new(0),
+            call_ids: CallIds::new(entries.boot_id().unwrap_or(random)),
             seed: random as u64,
             shared_seed: foldhash::SharedSeed::from_u64((random >> 64) as u64),
             entries,
@@ -120,11 +123,11 @@ impl ConnectionTable {
     /// Hash of a packet's flow.
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> Hash {
-        self.hash_as(Kind::Connection, key)
+        self.hash_as(Kind::Connection, key, None)
     }
 
     #[inline]
-    pub(super) fn hash_as(&self, kind: Kind, key: &FlowKey) -> Hash {
+    pub(super) fn hash_as(&self, kind: Kind, key: &FlowKey, call_id: Option<CallId>) -> Hash {
         // The quality variant mixes once more: with the fast one the keys of a NAT table, which differ in few bits,
         // clustered (the furthest of 2 M was 17 buckets away instead of 11).
         let rest = key.ports as u64 | (key.protocol.0 as u64) << 32 | (kind as u64) << 40;
@@ -137,6 +140,9 @@ impl ConnectionTable {
                 hasher.write_u128(two(key.addresses[2], key.addresses[3]));
                 hasher.write_u64(rest);
             }
+        }
+        if let Some(call_id) = call_id {
+            hasher.write_u64(call_id.word());
         }
         Hash::new(hasher.finish())
     }
@@ -161,7 +167,7 @@ impl ConnectionTable {
     /// The connection of a packet, by either direction of NAT connections. Of several that one reply matches, the newest.
     #[inline]
     pub fn lookup(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
-        self.hit(self.find(hash, Kind::Connection, key)?)
+        self.hit(self.find(hash, key)?)
     }
 
     /// The same from what [`prefetch_entry`](ConnectionTable::prefetch_entry) guessed, without reading the index again.
@@ -187,17 +193,37 @@ impl ConnectionTable {
         Some(Hit::of(self.entry(reference.slot())?, reference.direction()))
     }
 
-    /// The template of a service for a client: source = masked client, destination = virtual address (or the mark),
-    /// source port 0, destination port the service's or 0; protocol the service's or [`crate::packet::Protocol::IP`].
-    pub fn lookup_template(&self, key: &FlowKey) -> Option<EntryRef<'_>> {
-        let hash = self.hash_as(Kind::Template, key);
-        self.entry(self.find(hash, Kind::Template, key)?.slot())
+    /// The template of a service for a client.
+    pub fn lookup_template(&self, key: &TemplateKey) -> Option<EntryRef<'_>> {
+        let hash = self.hash_as(Kind::Template, &key.flow, key.call_id);
+        let found = self.index.find(hash, |r| is_template(self.slots(), r, key))?;
+        self.entry(found.slot())
+    }
+
+    /// What a template keeps of the Call-ID of a SIP message.
+    pub fn call_id(&self, text: &[u8]) -> CallId {
+        self.call_ids.digest(text)
+    }
+
+    /// Keeps its text aside, for listings.
+    pub fn note_call_id(&self, id: CallId, text: &[u8]) {
+        self.call_ids.note(id, text);
+    }
+
+    /// The text of a Call-ID, if it is one of the last that were seen.
+    pub fn call_id_text(&self, id: CallId) -> Option<Vec<u8>> {
+        self.call_ids.text(id)
+    }
+
+    /// From now on the texts of Call-IDs are kept: for the control thread, when a service has the persistence engine `sip`.
+    pub fn keep_call_ids(&self) {
+        self.call_ids.make_room();
     }
 
     #[inline]
-    pub(super) fn find(&self, hash: Hash, kind: Kind, key: &FlowKey) -> Option<Reference> {
+    fn find(&self, hash: Hash, key: &FlowKey) -> Option<Reference> {
         let slots = self.slots();
-        let key_bits = Control::key_bits(kind, key);
+        let key_bits = Control::key_bits(Kind::Connection, key);
         self.index.find(hash, |r| is_it(slots, r, key_bits, key))
     }
 
@@ -318,6 +344,22 @@ impl Chunk {
             _ => 0,
         };
     }
+}
+
+/// The entry at this reference is a live template with this key.
+pub(super) fn is_template(slots: &[Slot], reference: Reference, key: &TemplateKey) -> bool {
+    let key_bits = Control(Control::key_bits(Kind::Template, &key.flow));
+    let Some(call_id) = key.call_id else {
+        return is_it(slots, reference, key_bits.0, &key.flow);
+    };
+    is_it(slots, reference, key_bits.with_call_id().0, &key.flow)
+        && call_id_at(slots, reference.slot()) == Some(call_id)
+}
+
+/// The Call-ID of the template in this slot, which has one.
+pub(super) fn call_id_at(slots: &[Slot], number: u32) -> Option<CallId> {
+    let tail = slots.get(number as usize + 1)?;
+    CallId::from_word(tail.words[TAIL_CALL_ID].load(Ordering::Relaxed))
 }
 
 /// The entry at this reference is live and has this key in this direction.

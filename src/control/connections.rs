@@ -299,7 +299,8 @@ fn count(connection: &Connection, destination: &Destination) {
 }
 
 /// Which entry controls which connection is not in the file: the services tell again of templates, and FTP's control
-/// connections have data connections between the same addresses.
+/// connections have data connections between the same addresses. Not of templates of calls, as connections do not know their
+/// Call-ID: such a template ends by its own time.
 pub fn relate(connections: &ConnectionTable, table: &Table) {
     let mut controlled = Vec::new();
     let mut controls = HashMap::new();
@@ -324,7 +325,7 @@ pub fn relate(connections: &ConnectionTable, table: &Table) {
     });
     let entry = |flow: &FlowKey| Some(connections.lookup(connections.hash(flow), flow)?.entry);
     for (flow, key) in controlled {
-        if let (Some(entry), Some(template)) = (entry(&flow), connections.lookup_template(&key)) {
+        if let (Some(entry), Some(template)) = (entry(&flow), connections.lookup_template(&key.into())) {
             connections.control(entry, template);
         }
     }

@@ -273,8 +273,9 @@ impl<'a, O: Outside> Control<'a, O> {
             .registry
             .view(&self.state, self.interfaces.clone(), self.local.clone());
         let (state, find) = (self.state.clone(), self.outside.find_connections());
+        let call_id = question.call_id.as_ref().map(|text| self.outside.call_id(text));
         answering.reply_with(move || {
-            let template = explain::template_key(&question, &table);
+            let template = explain::template_key(&question, call_id, &table);
             let (entries, now) = find(&|connection| question.is_about(template.as_ref(), connection));
             let explanation = Box::new(explain::explain(&question, &table, &state, &entries, now));
             Reply::Explained { explanation }

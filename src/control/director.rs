@@ -13,7 +13,7 @@ use super::outside::{FindConnections, ListConnections, Outside, Stuck};
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::{InterfaceReport, Report};
-use crate::conn::{Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable};
+use crate::conn::{CallId, Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable};
 use crate::dataplane::counters::{FrameCounts, WorkerShared};
 use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand};
 use crate::io::bpf::BpfError;
@@ -300,6 +300,9 @@ impl Outside for Director {
     }
 
     fn publish(&mut self, table: Arc<Table>) -> Result<(), Stuck> {
+        if table.has_calls() {
+            self.connections.keep_call_ids();
+        }
         let until = Instant::now() + ANSWER_MAX;
         let stuck = |worker| Stuck {
             worker,
@@ -367,9 +370,13 @@ impl Outside for Director {
         Box::new(move || {
             let now = Tick::from_boot_ns(clock::boot_ns());
             let mut list = Vec::new();
-            connections.for_each(|connection| list.push(listing(connection, now)));
+            connections.for_each(|connection| list.push(listing(connection, &connections, now)));
             list
         })
+    }
+
+    fn call_id(&self, text: &str) -> CallId {
+        self.connections.call_id(text.as_bytes())
     }
 
     fn find_connections(&self) -> FindConnections {
@@ -427,7 +434,8 @@ fn interface_report(served: &ServedInterface) -> InterfaceReport {
     }
 }
 
-fn listing(connection: &Connection, now: Tick) -> ConnectionListing {
+fn listing(connection: &Connection, connections: &ConnectionTable, now: Tick) -> ConnectionListing {
+    let text = |id| connections.call_id_text(id).unwrap_or_default();
     ConnectionListing {
         protocol: connection.protocol.0,
         expires_s: connection.deadline.seconds_left(now),
@@ -435,5 +443,9 @@ fn listing(connection: &Connection, now: Tick) -> ConnectionListing {
         client: connection.client,
         virtual_address: connection.virtual_address,
         destination: connection.destination,
+        // A Call-ID is ASCII.
+        call_id: connection
+            .call_id
+            .map(|id| String::from_utf8_lossy(&text(id)).into_owned()),
     }
 }

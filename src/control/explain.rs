@@ -12,14 +12,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::state::State;
-use crate::conn::{Connection, Kind, Tick, sctp, tcp};
-use crate::packet::{ChunkType, DropReason, Family, FlowKey, Protocol, TcpFlags};
+use crate::conn::{CallId, Connection, Kind, TemplateKey, Tick, sctp, tcp};
+use crate::packet::{ChunkType, DropReason, Family, FlowKey, Protocol, TcpFlags, sip};
 use crate::scheduler::{Candidate, Peek};
 use crate::service::{DestinationKey, FTP_DATA_PORT, Method, ServiceKey, TransportProtocol};
 use crate::table::{Destination, DestinationId, InterfaceId, Reach, Service, Table};
 
 /// A client's packet, or a NAT real server's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// Protocol.
     pub protocol: TransportProtocol,
@@ -27,6 +27,9 @@ pub struct Question {
     pub client: SocketAddr,
     /// Where it goes.
     pub virtual_address: SocketAddr,
+    /// The Call-ID in a SIP message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<String>,
 }
 
 impl Question {
@@ -46,6 +49,7 @@ impl Question {
             protocol,
             client: endpoint("CLIENT:PORT", client)?,
             virtual_address: endpoint("VIP:PORT", virtual_address)?,
+            call_id: None,
         };
         if question.client.is_ipv4() != question.virtual_address.is_ipv4() {
             return Err(format!(
@@ -61,7 +65,7 @@ impl Question {
     }
 
     /// Whether an entry has to do with the flow; `template` is its template's key.
-    pub fn is_about(&self, template: Option<&FlowKey>, connection: &Connection) -> bool {
+    pub fn is_about(&self, template: Option<&TemplateKey>, connection: &Connection) -> bool {
         self.is_forward(connection)
             || self.is_reply(connection)
             || self.is_expected(connection)
@@ -81,7 +85,7 @@ impl Question {
     fn is_expected(&self, connection: &Connection) -> bool {
         let any_port = Question {
             client: SocketAddr::new(self.client.ip(), 0),
-            ..*self
+            ..self.clone()
         };
         self.protocol == TransportProtocol::Tcp && any_port.is_forward(connection)
     }
@@ -94,17 +98,23 @@ impl Question {
     }
 }
 
-fn is_template(key: &FlowKey, connection: &Connection) -> bool {
+fn is_template(key: &TemplateKey, connection: &Connection) -> bool {
+    let flow = &key.flow;
     connection.kind == Kind::Template
-        && connection.protocol == key.protocol
-        && connection.client == (key.source(), key.source_port())
-        && connection.virtual_address == (key.destination(), key.destination_port())
+        && connection.protocol == flow.protocol
+        && connection.client == (flow.source(), flow.source_port())
+        && connection.virtual_address == (flow.destination(), flow.destination_port())
+        && connection.call_id == key.call_id
 }
 
-/// The key of the template that the flow would use.
-pub fn template_key(question: &Question, table: &Table) -> Option<FlowKey> {
+/// The key of the template that the flow would use; `call_id` is that of the question.
+pub fn template_key(question: &Question, call_id: Option<CallId>, table: &Table) -> Option<TemplateKey> {
     let flow = question.flow();
-    service_of_flow(table, &flow)?.template_key(&flow)
+    let service = service_of_flow(table, &flow)?;
+    Some(TemplateKey {
+        flow: service.template_key(&flow)?,
+        call_id: call_id.filter(|_| service.sip),
+    })
 }
 
 /// The service that a flow asks for, by a firewall mark or by its address. A question names no interface, so the first that
@@ -296,7 +306,7 @@ impl Scene<'_> {
     /// An answer without servers.
     fn plain(&self, way: Way, why: String) -> Explanation {
         Explanation {
-            question: *self.question,
+            question: self.question.clone(),
             way,
             why,
             notes: Vec::new(),
@@ -310,6 +320,17 @@ impl Scene<'_> {
     }
 
     fn not_local(&self, vip: IpAddr) -> Explanation {
+        if let Some((service, _, destination)) = self.table.service_of_caller(&self.flow) {
+            let why = format!(
+                "a NAT server begins a connection, unless its packet has no Call-ID: to the client, as from {}",
+                service_name(&service.key)
+            );
+            let answer = Explanation {
+                server: Some(self.server(destination, destination.key, destination.method, None)),
+                ..self.plain(Way::Reply, why)
+            };
+            return self.of_service(Some(service), answer);
+        }
         if self.table.is_nat_source(&self.flow) {
             let reason = DropReason::NoConnection;
             return self.dropped(reason, reason.explanation().trim().trim_end_matches('.').to_owned());
@@ -487,10 +508,31 @@ impl Scene<'_> {
         answer
     }
 
+    /// What a service that goes by Call-IDs drops: nothing of it begins a connection.
+    fn no_call(&self) -> Option<Explanation> {
+        let id = self.question.call_id.as_ref();
+        let why = match id {
+            _ if self.question.protocol != TransportProtocol::Udp => "the service goes by Call-IDs, of UDP only",
+            Some(id) if !sip::is_call_id(id.as_bytes()) => "that is no Call-ID, and without one a datagram is dropped",
+            _ => return None,
+        };
+        Some(self.dropped(DropReason::NoCallId, why.to_owned()))
+    }
+
     fn chosen(&self, service: &Service) -> Explanation {
         let mut notes = Vec::new();
-        let key = service.template_key(&self.flow);
-        let template = key.and_then(|key| self.entries.iter().find(|entry| is_template(&key, entry)));
+        if service.sip && service.persistence.is_some() {
+            if let Some(answer) = self.no_call() {
+                return answer;
+            }
+            if self.question.call_id.is_none() {
+                let note = "the Call-ID decides: this is for one that is new; ask for another with --call-id. Without one a \
+                            datagram is dropped (no_call_id)";
+                notes.push(note.to_owned());
+            }
+        }
+        // Of templates the question is about one.
+        let template = self.entries.iter().find(|entry| entry.kind == Kind::Template);
         if let Some(template) = template {
             let destination = self.table.destination(DestinationId(template.destination_id));
             let expired = |d: &Destination| d.weight == 0 && self.table.sysctls.expire_quiescent_template != 0;

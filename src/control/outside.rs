@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::Report;
-use crate::conn::{Connection, Tick, TimeoutTable};
+use crate::conn::{CallId, Connection, Tick, TimeoutTable};
 use crate::io::filter::Rule;
 use crate::table::{Destination, Interface, LocalAddresses, Supplies, Table};
 
@@ -75,6 +75,9 @@ pub trait Outside: Routes {
 
     /// Some of the connections.
     fn find_connections(&self) -> FindConnections;
+
+    /// What a template keeps of this Call-ID.
+    fn call_id(&self, text: &str) -> CallId;
 
     /// Numbers for `uvs stats`; the caller adds generation and `unsaved`.
     fn report(&mut self) -> Report;

@@ -300,4 +300,7 @@ pub struct ConnectionListing {
     pub virtual_address: (std::net::IpAddr, u16),
     /// Destination.
     pub destination: (std::net::IpAddr, u16),
+    /// Of a template of the persistence engine `sip`: the Call-ID, empty when it is not known any more.
+    #[serde(default)]
+    pub call_id: Option<String>,
 }

@@ -388,6 +388,7 @@ impl Registry {
             ids,
             persistence: entry.service.persistence,
             one_packet: entry.service.one_packet,
+            sip: entry.service.persistence_engine.as_deref() == Some(service::SIP),
         });
         let live = LiveService {
             incarnation: entry.incarnation,

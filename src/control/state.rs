@@ -16,7 +16,8 @@ use super::protocol::{Command, CommandError};
 use crate::packet::Family;
 use crate::scheduler;
 use crate::service::{
-    Destination, DestinationKey, MarkRule, Method, Persistence, Service, ServiceKey, Timeouts, TunnelKind,
+    Destination, DestinationKey, MarkRule, Method, PERSISTENCE_ENGINES, Persistence, Service, ServiceKey, Timeouts,
+    TunnelKind,
 };
 use crate::table::Sysctls;
 
@@ -37,8 +38,6 @@ const SCHEDULER_FLAGS: &[&str] = &[
     "flag-2",
     "flag-3",
 ];
-/// Persistence engines.
-const PERSISTENCE_ENGINES: &[&str] = &["sip"];
 
 /// A service and its destinations. Another incarnation of the same key has another number.
 #[derive(Clone, Debug, PartialEq, Eq)]

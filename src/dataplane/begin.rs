@@ -9,20 +9,21 @@ use super::related::Receiver;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::ticks_of_seconds;
 use crate::conn::{
-    Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State, sctp, tcp,
+    CallId, Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State,
+    TemplateKey, sctp, tcp,
 };
 use crate::forward::icmp;
 use crate::packet::quote::Quote;
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol, TcpFlags};
+use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol, TcpFlags, sip};
 use crate::service::{DestinationKey, Method};
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, Service};
 
 /// Where a new connection goes.
-struct Choice<'a> {
-    id: DestinationId,
-    destination: &'a Destination,
-    template: Option<EntryRef<'a>>,
+pub(super) struct Choice<'a> {
+    pub id: DestinationId,
+    pub destination: &'a Destination,
+    pub template: Option<EntryRef<'a>>,
 }
 
 impl<'a, D: Driver> Round<'a, D> {
@@ -40,7 +41,10 @@ impl<'a, D: Driver> Round<'a, D> {
         }
         let table = self.table;
         let Some(service) = table.service_at(&parsed.flow, interface) else {
-            return self.unserved(frame, interface, parsed);
+            return match self.begin_outwards(frame, interface, parsed) {
+                Some(verdict) => verdict,
+                None => self.unserved(frame, interface, parsed),
+            };
         };
         if !service.schedules(&parsed.flow) {
             return Verdict::HandBack;
@@ -56,7 +60,7 @@ impl<'a, D: Driver> Round<'a, D> {
         if self.dropper.drops(table.defence.drop_rate) {
             return Verdict::Drop(DropReason::DropPacket);
         }
-        match self.choose(service, &parsed.flow) {
+        match self.choose(service, &parsed.flow, parsed.datagram(frame.bytes())) {
             Ok(choice) if service.one_packet && parsed.flow.protocol == Protocol::UDP => {
                 self.send_once(frame, interface, parsed, service, &choice)
             }
@@ -111,8 +115,9 @@ impl<'a, D: Driver> Round<'a, D> {
         Verdict::Drop(DropReason::NoConnection)
     }
 
-    /// The destination of a new connection: the persistence template's, else the scheduler's choice.
-    fn choose(&mut self, service: &Service, flow: &FlowKey) -> Result<Choice<'a>, DropReason> {
+    /// The destination of a new connection: the persistence template's, else the scheduler's choice. `payload` as
+    /// [`Parsed::datagram`] has it.
+    fn choose(&mut self, service: &Service, flow: &FlowKey, payload: &[u8]) -> Result<Choice<'a>, DropReason> {
         let Some((persistence, key)) = service.persistence.as_ref().zip(service.template_key(flow)) else {
             let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
             let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
@@ -122,6 +127,8 @@ impl<'a, D: Driver> Round<'a, D> {
                 template: None,
             });
         };
+        let call_id = self.call_id(service, payload)?;
+        let key = TemplateKey { flow: key, call_id };
         if let Some(template) = self.connections.lookup_template(&key) {
             let id = DestinationId(template.destination_id());
             match self.table.destination(id) {
@@ -142,14 +149,25 @@ impl<'a, D: Driver> Round<'a, D> {
         self.insert_template(service, key, id, destination, ticks)
     }
 
+    /// With the persistence engine `sip` a template is for one call.
+    pub(super) fn call_id(&self, service: &Service, payload: &[u8]) -> Result<Option<CallId>, DropReason> {
+        if !service.sip {
+            return Ok(None);
+        }
+        let text = sip::call_id(payload).ok_or(DropReason::NoCallId)?;
+        let id = self.connections.call_id(text);
+        self.connections.note_call_id(id, text);
+        Ok(Some(id))
+    }
+
     /// A template of a quiesced destination wins, unless that is switched off; one of a removed destination does not.
-    fn template_holds(&self, destination: &Destination) -> bool {
+    pub(super) fn template_holds(&self, destination: &Destination) -> bool {
         let expired = destination.weight == 0 && self.table.sysctls.expire_quiescent_template != 0;
         destination.present && !expired
     }
 
     /// The template wins no more. As in the kernel it stays until it would have expired, under a port that finds nobody.
-    fn end_template(&self, template: EntryRef<'_>) {
+    pub(super) fn end_template(&self, template: EntryRef<'_>) {
         let Some(was) = self.connections.remove(template) else {
             return;
         };
@@ -163,7 +181,10 @@ impl<'a, D: Driver> Round<'a, D> {
         }
         let (protocol, client) = (was.protocol, (was.client.0, 0));
         let invalid = NewTemplate {
-            key: FlowKey::new(protocol, client, (was.virtual_address.0, INVALID_TEMPLATE_PORT)),
+            key: TemplateKey {
+                flow: FlowKey::new(protocol, client, (was.virtual_address.0, INVALID_TEMPLATE_PORT)),
+                call_id: was.call_id,
+            },
             destination: DestinationKey {
                 address: was.destination.0,
                 port: INVALID_TEMPLATE_PORT,
@@ -185,10 +206,10 @@ impl<'a, D: Driver> Round<'a, D> {
         }
     }
 
-    fn insert_template(
+    pub(super) fn insert_template(
         &mut self,
         service: &Service,
-        key: FlowKey,
+        key: TemplateKey,
         id: DestinationId,
         destination: &'a Destination,
         ticks: u32,
@@ -275,7 +296,7 @@ impl<'a, D: Driver> Round<'a, D> {
     }
 
     /// Enters a connection, and counts it on its destination. `lasts`: the state it begins in, and for how long.
-    fn enter(
+    pub(super) fn enter(
         &self,
         service: &Service,
         choice: &Choice<'a>,
@@ -348,7 +369,8 @@ impl<'a, D: Driver> Round<'a, D> {
         if self.dropper.drops(table.defence.drop_rate) {
             return Some(Verdict::Drop(DropReason::DropPacket));
         }
-        let choice = match self.choose(service, &flow) {
+        // Of what is quoted a Call-ID is not looked for: the kernel looks for it behind the outer header, where there is none.
+        let choice = match self.choose(service, &flow, &[]) {
             Ok(choice) => choice,
             // Nothing is said about an ICMP error.
             Err(reason) => return Some(Verdict::Drop(reason)),

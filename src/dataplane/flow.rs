@@ -248,7 +248,13 @@ impl<D: Driver> Round<'_, D> {
 
     /// A NAT destination's packet: back from the virtual service.
     #[inline(never)]
-    fn outbound<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hit: Hit<'_>) -> Verdict {
+    pub(super) fn outbound<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hit: Hit<'_>,
+    ) -> Verdict {
         if hit.is_helped() && parsed.ttl > 1 {
             return match self.help(frame, parsed, hit) {
                 Ok(parsed) => self.outbound_translated(frame, interface, &parsed, hit),
@@ -275,7 +281,10 @@ impl<D: Driver> Round<'_, D> {
             self.count_reply(parsed, &hit);
             match hop {
                 Some(hop) => masq::forward_out(frame, parsed, endpoint_of_service(&entry, parsed.flow.family), &hop),
-                None => return self.reply_by_kernel(frame, interface, parsed, entry),
+                None => {
+                    let from = endpoint_of_service(&entry, parsed.flow.family);
+                    return self.reply_by_kernel(frame, interface, parsed, from);
+                }
             }
         };
         let leaves_at = hop.map_or(interface, |hop| hop.interface);
@@ -307,15 +316,15 @@ impl<D: Driver> Round<'_, D> {
         })
     }
 
-    /// After a restart the client's hop is not known until its next frame: the local stack, which forwards by its routing
-    /// table, takes the translated packet.
+    /// After a restart, or when the server began, the client's hop is not known until its next frame: the local stack, which
+    /// forwards by its routing table, takes the packet, translated to come `from` there.
     #[cold]
-    fn reply_by_kernel<F: Frame>(
+    pub(super) fn reply_by_kernel<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
-        entry: EntryRef<'_>,
+        from: Endpoint,
     ) -> Verdict {
         let hop = NextHop {
             interface,
@@ -323,7 +332,7 @@ impl<D: Driver> Round<'_, D> {
             destination: Mac::default(),
             mtu: u16::MAX,
         };
-        match masq::forward_out(frame, parsed, endpoint_of_service(&entry, parsed.flow.family), &hop) {
+        match masq::forward_out(frame, parsed, from, &hop) {
             Outcome::Ready => {
                 // What `parsed` says is of the packet before: nobody may finish its checksum by that.
                 let mut offload = frame.offload();

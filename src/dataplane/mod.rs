@@ -7,6 +7,7 @@
 //! frame went.
 
 mod begin;
+mod caller;
 pub mod counters;
 pub mod driver;
 mod express;

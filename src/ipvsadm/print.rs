@@ -9,7 +9,7 @@ use super::scheduler_flags;
 use crate::control::protocol::{ConnectionListing, DestinationListing, ServiceListing, Timeouts, TrafficStatistics};
 use crate::packet::{Family, Protocol};
 use crate::service::{
-    Destination, Method, Persistence, Service, ServiceKey, TransportProtocol, Tunnel, TunnelChecksum, TunnelKind,
+    Destination, Method, Persistence, SIP, Service, ServiceKey, TransportProtocol, Tunnel, TunnelChecksum, TunnelKind,
 };
 
 /// The first line of a full listing. IPVS's version and the size of its default hash table.
@@ -349,9 +349,18 @@ pub fn connections(entries: &[ConnectionListing], format: Format, names: &dyn Na
             .map(|(address, port)| any_name(address, port, protocol, format.numeric, names));
         put!(
             out,
-            "{word:<3} {expires:<6} {:<11} {client:<18} {address:<18} {server}\n",
+            "{word:<3} {expires:<6} {:<11} {client:<18} {address:<18} ",
             entry.state
         );
+        match &entry.call_id {
+            // As narrow and as wide as ipvsadm has them, not as its title.
+            Some(call_id) if format.persistent_conn && !call_id.is_empty() => {
+                put!(out, "{server:<16} {SIP:<18} {call_id}\n");
+            }
+            _ => {
+                put!(out, "{server}\n");
+            }
+        }
     }
     out
 }

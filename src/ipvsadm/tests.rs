@@ -458,7 +458,12 @@ fn connections_as_recorded() {
             client: end(client),
             virtual_address: end(service),
             destination: end(server),
+            call_id: None,
         }
+    };
+    let call = |expires_s, server, call_id: &str| ConnectionListing {
+        call_id: Some(call_id.into()),
+        ..entry(17, expires_s, "NONE", "198.51.100.3:0", "192.0.2.1:5060", server)
     };
     let mut control = InMemory {
         connections: vec![
@@ -481,6 +486,8 @@ fn connections_as_recorded() {
                 "[2001:db8::1]:80",
                 "[2001:db8:1::1]:8080",
             ),
+            call(298, "10.1.0.11:5060", "a84b4c76e66710@pc33"),
+            call(297, "10.1.0.12:5060", ""),
         ],
         ..Default::default()
     };
@@ -491,6 +498,8 @@ UDP 04:59  UDP         198.51.100.9:30001 192.0.2.1:53       10.1.0.13:53
 TCP 00:49  NONE        198.51.100.3:0     192.0.2.1:83       10.1.0.11:83
 IP  100:00 NONE        198.51.100.3:0     0.0.0.7:0          10.1.0.11:80
 TCP 00:00  CLOSE       [2001:db8::9]:5    [2001:db8::1]:80   [2001:db8:1::1]:8080
+UDP 04:58  NONE        198.51.100.3:0     192.0.2.1:5060     10.1.0.11:5060
+UDP 04:57  NONE        198.51.100.3:0     192.0.2.1:5060     10.1.0.12:5060
 ";
     assert_eq!(control.run("ipvsadm -Lnc"), outcome(expected, "", 0));
     let named = control.run("ipvsadm -Lc").stdout;
@@ -507,9 +516,20 @@ TCP 00:00  CLOSE       [2001:db8::9]:5    [2001:db8::1]:80   [2001:db8:1::1]:808
         "{named}"
     );
     let wide = control.run("ipvsadm -Lnc --persistent-conn").stdout;
-    let title =
-        "pro expire state       source             virtual            destination        pe name          pe_data";
-    assert_eq!(wide.lines().nth(1), Some(title));
+    let lines: Vec<&str> = wide.lines().skip(1).collect();
+    assert_eq!(
+        lines,
+        [
+            "pro expire state       source             virtual            destination        pe name          pe_data",
+            "TCP 14:46  ESTABLISHED 198.51.100.9:20143 192.0.2.1:80       10.1.0.1:80",
+            "UDP 04:59  UDP         198.51.100.9:30001 192.0.2.1:53       10.1.0.13:53",
+            "TCP 00:49  NONE        198.51.100.3:0     192.0.2.1:83       10.1.0.11:83",
+            "IP  100:00 NONE        198.51.100.3:0     0.0.0.7:0          10.1.0.11:80",
+            "TCP 00:00  CLOSE       [2001:db8::9]:5    [2001:db8::1]:80   [2001:db8:1::1]:8080",
+            "UDP 04:58  NONE        198.51.100.3:0     192.0.2.1:5060     10.1.0.11:5060   sip                a84b4c76e66710@pc33",
+            "UDP 04:57  NONE        198.51.100.3:0     192.0.2.1:5060     10.1.0.12:5060",
+        ]
+    );
 }
 
 #[test]

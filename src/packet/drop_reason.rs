@@ -52,6 +52,9 @@ drop_reasons! {
     /// No usable destination: none, all of weight 0, or all over their threshold; the sender got port-unreachable, unless
     /// what it sent was an ICMP error (schedule_icmp).
     NoDestination => "no_destination",
+    /// It would have begun a connection of a service with the persistence engine sip, and has no Call-ID: no SIP over UDP, or
+    /// one that is longer than 255 bytes or does not end its line.
+    NoCallId => "no_call_id",
     /// The connection's destination was removed from its service.
     DestinationGone => "destination_gone",
     /// No route to the destination; the sender got host-unreachable.

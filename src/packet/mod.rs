@@ -14,6 +14,7 @@ pub mod parse;
 pub mod quote;
 pub mod rewrite;
 pub mod segment;
+pub mod sip;
 pub mod tcp_options;
 #[cfg(test)]
 pub mod testing;

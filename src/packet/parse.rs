@@ -90,6 +90,14 @@ impl Parsed {
         (self.l4 - self.l3) as usize == header
     }
 
+    /// What a datagram of UDP carries, `frame` being the parsed one; of other packets nothing.
+    pub fn datagram<'f>(&self, frame: &'f [u8]) -> &'f [u8] {
+        const HEADER_LEN: usize = 8;
+        let payload = self.l4 as usize + HEADER_LEN..self.end as usize;
+        let is_udp = self.flow.protocol == Protocol::UDP;
+        frame.get(payload).filter(|_| is_udp).unwrap_or_default()
+    }
+
     /// What it says about the state of its connection.
     #[inline(always)]
     pub fn signals(&self) -> Signals {

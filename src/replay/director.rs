@@ -114,6 +114,9 @@ impl MemoryDirector {
             self.network.interfaces().to_vec().into(),
             Arc::new(self.network.local()),
         ));
+        if self.table.has_calls() {
+            self.connections.keep_call_ids();
+        }
     }
 
     /// One frame in. Its accounting must come out even.
@@ -208,7 +211,9 @@ impl MemoryDirector {
 
     /// Which way a flow would go, as `uvs explain` says it.
     pub fn explain(&self, question: &Question) -> Explanation {
-        let template = explain::template_key(question, &self.table);
+        let call_id = question.call_id.as_ref();
+        let call_id = call_id.map(|text| self.connections.call_id(text.as_bytes()));
+        let template = explain::template_key(question, call_id, &self.table);
         let mut entries = Vec::new();
         self.connections.for_each(|connection| {
             if question.is_about(template.as_ref(), connection) {

@@ -210,6 +210,41 @@ fn templates_fragments_and_one_packet_are_told() {
     );
 }
 
+#[test]
+fn calls_are_told() {
+    let mut files = Files::new();
+    files.options.rules = Some(files.write(
+        "rules",
+        b"-A -u 10.200.1.1:5060 -s rr -p 60 --pe sip\n-a -u 10.200.1.1:5060 -r 172.16.0.11 -m\n",
+    ));
+    let packet = |from, to, ports: (u16, u16), payload: &[u8]| {
+        let builder = etherparse::PacketBuilder::ethernet2([2; 6], [2, 0, 0, 0, 0, 0xd0]).ipv4(from, to, 64);
+        let mut bytes = Vec::new();
+        builder.udp(ports.0, ports.1).write(&mut bytes, payload).unwrap();
+        bytes
+    };
+    let server = [172, 16, 0, 11];
+    files.capture(&[
+        packet(CLIENT, VIP, (20001, 5060), b"BYE\r\nCall-ID: one\r\n"),
+        packet(CLIENT, VIP, (20002, 5060), b"BYE\r\nCall-ID: one\r\n"),
+        packet(CLIENT, VIP, (20003, 5060), b"BYE\r\nCall-ID: two\r\n"),
+        packet(CLIENT, VIP, (20004, 5060), b"BYE\r\n"),
+        packet(server, CLIENT, (5060, 20005), b"BYE\r\nCall-ID: two\r\n"),
+    ]);
+    let events = files.events();
+    let why: Vec<_> = events.iter().map(|e| e["why"].as_str().unwrap()).collect();
+    let chosen = "new connection: rr chose 172.16.0.11:5060 (Masq), and a persistence template keeps the client there";
+    assert_eq!(why[0], chosen);
+    assert_eq!(
+        why[1],
+        "new connection: the client's persistence template leads to 172.16.0.11:5060 (Masq)"
+    );
+    assert_eq!(why[2], chosen);
+    assert!(why[3].contains("has no Call-ID"), "{}", why[3]);
+    assert_eq!(events[3]["drop_reason"], "no_call_id");
+    assert!(why[4].starts_with("translated; "), "{}", why[4]);
+}
+
 /// How: the recorded cases with their expected outputs, as they are and with one byte of one changed. Goal: the verdict is
 /// about the bytes.
 #[test]

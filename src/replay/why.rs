@@ -9,13 +9,13 @@ use serde::Serialize;
 use super::cases::hex;
 use super::director::{MemoryDirector, Outcome};
 use super::summary;
-use crate::conn::{Connection, Direction, sctp, tcp};
+use crate::conn::{Connection, Direction, TemplateKey, sctp, tcp};
 use crate::control::explain::{method_name, service_name};
 use crate::dataplane::counters::FrameCounts;
 use crate::forward::fragment::{Inserted, Reassembly};
 use crate::packet::parse::{Packet, Parsed, parse};
 use crate::packet::quote::quote;
-use crate::packet::{DropReason, FlowKey, Frame, Offload, Protocol};
+use crate::packet::{DropReason, FlowKey, Frame, Offload, Protocol, sip};
 use crate::scheduler::Candidate;
 use crate::service::Method;
 use crate::table::{InterfaceId, Reach, Service};
@@ -91,8 +91,8 @@ pub struct Observer {
 
 /// What the frame is about.
 enum About {
-    /// A packet of a flow.
-    Flow(Parsed),
+    /// A packet of a flow, and the Call-ID in it.
+    Flow(Parsed, Option<Vec<u8>>),
     /// An ICMP error about this flow, in the direction in which a packet of its connection has it.
     Error(FlowKey),
     /// A fragment of a datagram that is not whole.
@@ -119,16 +119,16 @@ impl Observer {
         bytes: &[u8],
     ) -> (Outcome, Account) {
         let about = self.about(bytes, director.now_ns);
-        let flow = match &about {
-            About::Flow(parsed) => Some(parsed.flow),
-            About::Error(flow) => Some(*flow),
-            _ => None,
+        let (flow, call) = match &about {
+            About::Flow(parsed, call) => (Some(parsed.flow), call.as_deref()),
+            About::Error(flow) => (Some(*flow), None),
+            _ => (None, None),
         };
-        let before = flow.map(|flow| look(director, &flow, interface));
+        let before = flow.map(|flow| look(director, &flow, call, interface));
         let counts = director.counts().clone();
         let packets = packets_in(director);
         let outcome = director.inject(interface, bytes, Offload::default());
-        let after = flow.map(|flow| look(director, &flow, interface));
+        let after = flow.map(|flow| look(director, &flow, call, interface));
         let (fate, reason) = fate(&counts, director.counts());
         let taken = packets_in(director)
             .iter()
@@ -168,7 +168,7 @@ impl Observer {
 
 fn about(bytes: &[u8]) -> About {
     match parse(bytes, Offload::default()) {
-        Ok(Packet::Flow(parsed)) => About::Flow(parsed),
+        Ok(Packet::Flow(parsed)) => About::Flow(parsed, sip::call_id(parsed.datagram(bytes)).map(<[u8]>::to_vec)),
         Ok(Packet::IcmpError(parsed)) => match quote(bytes, &parsed) {
             Ok(quote) if quote.outer.is_some() => About::Error(quote.flow),
             Ok(quote) => About::Error(quote.flow.reversed()),
@@ -178,13 +178,15 @@ fn about(bytes: &[u8]) -> About {
     }
 }
 
-fn look(director: &MemoryDirector, flow: &FlowKey, interface: InterfaceId) -> Seen {
+fn look(director: &MemoryDirector, flow: &FlowKey, call: Option<&[u8]>, interface: InterfaceId) -> Seen {
     let connections = director.connection_table();
     let hit = connections.lookup(connections.hash(flow), flow);
-    let template = director
-        .table()
-        .service_at(flow, interface)
-        .and_then(|service| service.template_key(flow));
+    let template = director.table().service_at(flow, interface).and_then(|service| {
+        Some(TemplateKey {
+            flow: service.template_key(flow)?,
+            call_id: call.filter(|_| service.sip).map(|text| connections.call_id(text)),
+        })
+    });
     Seen {
         connection: hit.and_then(|hit| Some((hit.entry.read()?, hit.direction))),
         template: template.is_some_and(|key| connections.lookup_template(&key).is_some()),
@@ -329,6 +331,7 @@ impl Scene<'_> {
                 };
                 format!("known connection, {way}")
             }
+            (None, Some((c, Direction::Reply))) => format!("new connection, which {} began", server(&c)),
             (None, Some((c, _))) => format!("new connection: {}", self.choice(&c)),
             (Some(_), Some((c, _))) => format!("the connection begins anew: {}", self.choice(&c)),
             (Some((c, _)), None) => format!("the last packet of a connection to {}", server(&c)),
@@ -375,12 +378,15 @@ impl Scene<'_> {
             };
         }
         let parsed = match self.about {
-            About::Flow(parsed) => parsed,
+            About::Flow(parsed, _) => parsed,
             About::Error(_) => return "an ICMP error about no known connection: the local stack's".to_owned(),
             About::Piece => return "a fragment for the local stack".to_owned(),
             About::Nothing => return "nothing that a service can be about: the local stack's".to_owned(),
         };
         let Some(service) = self.service(None) else {
+            if table.service_of_caller(&parsed.flow).is_some() && table.is_nat_source(&parsed.flow) {
+                return "one-packet scheduling: a server's packet, translated; the kernel routes it".to_owned();
+            }
             return "no service has this address, port and protocol: the local stack's".to_owned();
         };
         if !service.schedules(&parsed.flow) {

@@ -126,6 +126,12 @@ impl fmt::Display for TransportProtocol {
     }
 }
 
+/// The persistence engine that goes by the Call-ID of SIP messages.
+pub const SIP: &str = "sip";
+
+/// Every persistence engine.
+pub const PERSISTENCE_ENGINES: &[&str] = &[SIP];
+
 /// A virtual service as configured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -142,7 +148,7 @@ pub struct Service {
     /// One-packet scheduling (`-o`).
     #[serde(default)]
     pub one_packet: bool,
-    /// Persistence engine (`--pe`), such as `sip`.
+    /// Persistence engine (`--pe`): one of [`PERSISTENCE_ENGINES`].
     #[serde(default)]
     pub persistence_engine: Option<String>,
 }

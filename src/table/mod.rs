@@ -63,6 +63,8 @@ pub struct Services {
     any_port: bool,
     /// Some service is FTP's.
     any_ftp: bool,
+    /// Those of them with the persistence engine `sip`: their NAT destinations may begin connections to clients.
+    callers: Vec<Arc<Service>>,
     /// Services of firewall marks.
     marks: HashMap<(u32, Family), Arc<Service>, foldhash::fast::RandomState>,
     /// Where NAT replies come from.
@@ -85,6 +87,9 @@ impl Services {
                 } => {
                     all.any_port |= port == 0;
                     all.any_ftp |= port == FTP_PORT;
+                    if service.sip {
+                        all.callers.push(service.clone());
+                    }
                     let endpoint = Endpoint::new(protocol.number().0, address, port);
                     all.exact.insert(endpoint, service);
                 }
@@ -168,6 +173,31 @@ impl Table {
         }
         endpoint.port = 0;
         sources.contains(&endpoint)
+    }
+
+    /// Whose connection a real server may begin: its packets of UDP that belong to none leave as from this service
+    /// (`ip_vs_conn_out`). Only of the persistence engine `sip`, for NAT destinations of just this address and port.
+    pub fn service_of_caller(&self, flow: &FlowKey) -> Option<(&Arc<Service>, DestinationId, &Arc<Destination>)> {
+        if self.services.callers.is_empty() || flow.protocol != Protocol::UDP || flow.source_port() == 0 {
+            return None;
+        }
+        let source = DestinationKey {
+            address: flow.source(),
+            port: flow.source_port(),
+        };
+        self.services.callers.iter().find_map(|service| {
+            let udp =
+                matches!(service.key, ServiceKey::Address { protocol: TransportProtocol::Udp, port, .. } if port != 0);
+            let place = service.candidates.iter().position(|candidate| candidate.key == source);
+            let id = *service.ids.get(place.filter(|_| udp)?)?;
+            let destination = self.destination(id)?;
+            (destination.method == Method::Masq).then_some((service, id, destination))
+        })
+    }
+
+    /// Some service goes by Call-IDs.
+    pub fn has_calls(&self) -> bool {
+        self.services.iter().any(|service| service.sip)
     }
 
     /// A destination by its slot.
@@ -288,6 +318,8 @@ pub struct Service {
     pub persistence: Option<Persistence>,
     /// One-packet scheduling.
     pub one_packet: bool,
+    /// The persistence engine is `sip`: a template is for a call, and what has no Call-ID begins no connection.
+    pub sip: bool,
 }
 
 impl std::fmt::Debug for Service {
@@ -301,7 +333,8 @@ impl std::fmt::Debug for Service {
 
 impl Service {
     /// What names a client's persistence template: its masked address, the virtual address, and the service's port. Of a
-    /// mark's service it is no protocol's, and has the mark in the place of the address, in its first four bytes.
+    /// mark's service it is no protocol's, and has the mark in the place of the address, in its first four bytes. With the
+    /// persistence engine `sip`, the Call-ID besides.
     pub fn template_key(&self, flow: &FlowKey) -> Option<FlowKey> {
         let mask = self.persistence?.mask;
         let mut key = *flow;

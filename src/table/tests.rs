@@ -24,6 +24,7 @@ fn service(protocol: TransportProtocol, address: &str, port: u16) -> Arc<Service
         ids: vec![],
         persistence: None,
         one_packet: false,
+        sip: false,
     })
 }
 

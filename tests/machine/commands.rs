@@ -52,6 +52,16 @@ fn refused_by_the_rules(director: &Director) {
             255,
             "Scheduler or persistence engine not found",
         ),
+        (
+            "-A -u 10.0.0.100:5060 -s rr -p 300 --pe h323".to_owned(),
+            255,
+            "Scheduler or persistence engine not found",
+        ),
+        (
+            format!("-E -t {VIP} -s rr -p 300 --pe SIP"),
+            255,
+            "Scheduler or persistence engine not found",
+        ),
         ("-E -t 10.0.0.100:81 -s rr".to_owned(), 255, "No such service"),
         ("-E -u 10.0.0.100:80 -s rr".to_owned(), 255, "No such service"),
         ("-D -t 10.0.0.100:81".to_owned(), 255, "No such service"),

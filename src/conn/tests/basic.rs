@@ -106,7 +106,7 @@ fn found_by_the_keys_of_its_method_and_no_other() {
             ..flow
         };
         assert!(lookup(&table, &udp).is_none());
-        assert!(table.lookup_template(&flow).is_none());
+        assert!(table.lookup_template(&flow.into()).is_none());
 
         assert_eq!(entry.flow(), flow);
         assert_eq!(
@@ -213,4 +213,51 @@ fn listing_shows_every_entry() {
     });
     ports.sort_unstable();
     assert_eq!(ports, (1024..1124).collect::<Vec<u16>>());
+}
+
+/// How: templates of one client and service, each of another call or of none, in both families. Goal: each is found by its
+/// own Call-ID only, reads as it was written, and leaves nothing behind.
+#[test]
+fn templates_of_calls() {
+    let table = ConnectionTable::anonymous(200, 1).unwrap();
+    for v6 in [false, true] {
+        let calls = [None, Some("a@b"), Some("a@c"), Some("d")].map(|text| text.map(|t| table.call_id(t.as_bytes())));
+        for (n, call_id) in calls.into_iter().enumerate() {
+            let key = TemplateKey {
+                flow: flow(v6, 1),
+                call_id,
+            };
+            let new = NewTemplate {
+                key,
+                destination: server(v6, n as u32 + 1),
+                destination_id: n as u32,
+                method: Method::Masq,
+                timeout_ticks: 100,
+                fwmark: 0,
+            };
+            assert_eq!(table.lookup_template(&key), None);
+            let made = table.insert_template(W, &new, Tick(0), &mut none).unwrap();
+            assert_eq!(
+                table.insert_template(W, &new, Tick(0), &mut none),
+                Err(InsertError::Exists(made))
+            );
+            assert_eq!(made.call_id(), call_id);
+            assert_eq!(made.flow(), key.flow);
+            assert_eq!(
+                (made.destination(), made.destination_port()),
+                (new.destination.address, new.destination.port)
+            );
+            assert!(lookup(&table, &key.flow).is_none(), "no packet is a template");
+        }
+        for (n, call_id) in calls.into_iter().enumerate() {
+            let key = TemplateKey {
+                flow: flow(v6, 1),
+                call_id,
+            };
+            assert_eq!(table.lookup_template(&key).map(|t| t.destination_id()), Some(n as u32));
+        }
+    }
+    let mut ended = 0;
+    table.sweep(Tick(101), usize::MAX, &mut |_| ended += 1);
+    assert_eq!((ended, table.used(), table.index.references()), (8, 0, 0));
 }

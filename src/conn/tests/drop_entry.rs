@@ -51,7 +51,7 @@ fn half_open_and_idle_connections_go() {
     }
     insert(&table, &udp(5), start);
     let template = NewTemplate {
-        key: flow(false, 6),
+        key: flow(false, 6).into(),
         destination: server(false, 1),
         destination_id: 7,
         method: Method::Masq,

@@ -162,7 +162,7 @@ fn slots_wait_for_the_workers() {
 fn template(client: u32) -> NewTemplate {
     let key = FlowKey::v4(Protocol::TCP, client, 0xc0a8_0001, 80);
     NewTemplate {
-        key,
+        key: key.into(),
         destination: server(false, 1),
         destination_id: 1,
         method: Method::Masq,
@@ -178,7 +178,10 @@ fn a_template_lives_as_long_as_what_it_controls() {
     let new_template = template(0x0a00_0000);
     let template = table.insert_template(W, &new_template, Tick(0), &mut none).unwrap();
     assert_eq!(table.lookup_template(&new_template.key), Some(template));
-    assert!(lookup(&table, &new_template.key).is_none(), "no packet is a template");
+    assert!(
+        lookup(&table, &new_template.key.flow).is_none(),
+        "no packet is a template"
+    );
     let mut new = new(flow(false, 1), server(false, 1), Method::Masq);
     new.controller = Some(template);
     let entry = insert(&table, &new, Tick(0));

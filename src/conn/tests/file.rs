@@ -71,7 +71,7 @@ fn everything_is_there_again() {
         }
         let key = FlowKey::v4(Protocol::IP, 0x0a00_0000, 5, 0);
         let template = NewTemplate {
-            key,
+            key: key.into(),
             destination: server(false, 1),
             destination_id: 1,
             method: Method::Masq,
@@ -81,6 +81,21 @@ fn everything_is_there_again() {
         let template = table.insert_template(W, &template, Tick(1000), &mut none).unwrap();
         before.push(template.read().unwrap());
         template.control_one_more(); // means nothing after the crash
+        for (v6, call) in [(false, "a"), (false, "b"), (true, "a"), (true, "b")] {
+            let template = NewTemplate {
+                key: TemplateKey {
+                    flow: flow(v6, 1),
+                    call_id: Some(table.call_id(call.as_bytes())),
+                },
+                destination: server(v6, 1),
+                destination_id: 1,
+                method: Method::Masq,
+                timeout_ticks: 5000,
+                fwmark: 0,
+            };
+            let template = table.insert_template(W, &template, Tick(1000), &mut none).unwrap();
+            before.push(template.read().unwrap());
+        }
     }
     let table = open(&place.path).unwrap();
     let mut seen = Vec::new();
@@ -108,7 +123,10 @@ fn everything_is_there_again() {
         let protocol = before.protocol;
         let flow = FlowKey::new(protocol, before.client, before.virtual_address);
         let entry = match before.kind {
-            Kind::Template => table.lookup_template(&flow).unwrap(),
+            Kind::Template => {
+                let call_id = before.call_id;
+                table.lookup_template(&TemplateKey { flow, call_id }).unwrap()
+            }
             Kind::Connection => lookup(&table, &flow).unwrap().entry,
         };
         assert_eq!((entry.destination_id(), entry.client_hop()), (99, 5));
@@ -127,7 +145,7 @@ fn everything_is_there_again() {
     assert!(helped > 40, "{helped}");
     // A template lasts as long again as its service said when it began.
     let template = table
-        .lookup_template(&FlowKey::v4(Protocol::IP, 0x0a00_0000, 5, 0))
+        .lookup_template(&FlowKey::v4(Protocol::IP, 0x0a00_0000, 5, 0).into())
         .unwrap();
     template.rearm(Tick(2000));
     assert_eq!(template.deadline(), Tick(7000));
