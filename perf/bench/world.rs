@@ -203,6 +203,7 @@ fn director(method: Method) -> Table {
         weight: 1,
         upper_threshold: 0,
         lower_threshold: 0,
+        last_weight: 1,
         edits: 0,
         load: d.load.clone(),
     };

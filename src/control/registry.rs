@@ -79,6 +79,8 @@ struct Slot {
     idle_since_ms: Option<u64>,
     /// Connections may still have the method that it had before: their replies are to be translated.
     was_nat: bool,
+    /// Its weight, or while that is 0 the last above it since it was added.
+    last_weight: u32,
 }
 
 struct LiveService {
@@ -371,6 +373,7 @@ impl Registry {
                 weight: destination.weight,
                 upper_threshold: destination.upper_threshold,
                 lower_threshold: destination.lower_threshold,
+                last_weight: self.last_weight(id),
                 edits: entry.edits,
                 load,
             });
@@ -411,7 +414,11 @@ impl Registry {
         self.trash.remove(&id);
         // Traffic so far belongs to the service that was there before.
         self.collect_slot(id.0 as usize);
+        let was_present = self.destination(id).is_some_and(|live| live.present);
         if let Some(slot) = &mut self.slots[id.0 as usize] {
+            if wanted.weight > 0 || !was_present || slot.incarnation != incarnation {
+                slot.last_weight = wanted.weight;
+            }
             slot.idle_since_ms = None;
             if slot.incarnation != incarnation {
                 // Another service of the same name: connections and their counts stay, statistics do not.
@@ -441,6 +448,11 @@ impl Registry {
         id
     }
 
+    fn last_weight(&self, id: DestinationId) -> u32 {
+        let slot = self.slots[id.0 as usize].as_ref();
+        slot.map_or(0, |slot| slot.last_weight)
+    }
+
     fn new_slot(
         &mut self,
         service: ServiceKey,
@@ -455,6 +467,7 @@ impl Registry {
             collected: Totals::default(),
             idle_since_ms: None,
             was_nat: false,
+            last_weight: wanted.weight,
         };
         let live = Arc::new(table::Destination {
             key: wanted.key,

@@ -2,22 +2,27 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Addresses remembered at most; others are scheduled anew each time.
 const ADDRESSES_MAX: usize = 4096;
 
-/// By address. The lock is only ever tried: a worker that finds it taken decides without memory.
+/// By address. The lock is only ever tried: a worker that finds it taken decides without memory. A clone is the same memory, so
+/// the scheduler of a changed list has what the one before it had.
 #[derive(Debug)]
-pub(super) struct Cache<V>(Mutex<HashMap<IpAddr, V, foldhash::fast::RandomState>>);
+pub(super) struct Cache<V>(Arc<Mutex<HashMap<IpAddr, V, foldhash::fast::RandomState>>>);
+
+impl<V> Clone for Cache<V> {
+    fn clone(&self) -> Self {
+        Cache(self.0.clone())
+    }
+}
 
 impl<V> Default for Cache<V> {
     fn default() -> Self {
         // Nothing is allocated later.
-        Cache(Mutex::new(HashMap::with_capacity_and_hasher(
-            ADDRESSES_MAX,
-            Default::default(),
-        )))
+        let map = HashMap::with_capacity_and_hasher(ADDRESSES_MAX, Default::default());
+        Cache(Arc::new(Mutex::new(map)))
     }
 }
 
@@ -40,19 +45,5 @@ impl<V> Cache<V> {
     pub fn peek<R>(&self, address: IpAddr, look: impl FnOnce(Option<&V>) -> R) -> R {
         let map = self.0.lock().unwrap_or_else(|e| e.into_inner());
         look(map.get(&address))
-    }
-
-    /// A copy with every value changed, or left out. For the control thread, which does wait.
-    pub fn map(&self, change: impl Fn(&V) -> Option<V>) -> Cache<V> {
-        let copy = Cache::default();
-        let values = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        let mut changed = copy.0.lock().unwrap_or_else(|e| e.into_inner());
-        changed.extend(
-            values
-                .iter()
-                .filter_map(|(address, value)| Some((*address, change(value)?))),
-        );
-        drop(changed);
-        copy
     }
 }

@@ -1,50 +1,40 @@
 //! Locality-based least connections: all connections to one address (of a service by firewall mark, say) go to one destination,
 //! until that is overloaded while another is half idle; then, as for a new address, the weighted least connections decide.
+//!
+//! As in the kernel, a destination that is removed and comes back before anybody asked for the address has it again.
 
 use super::cache::Cache;
 use super::wlc::Wlc;
 use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
+use crate::service::DestinationKey;
 
-/// Whom each address has: index of the candidate.
-#[derive(Debug, Default)]
+/// Whom each address has.
+#[derive(Clone, Debug, Default)]
 pub struct Lblc {
-    cache: Cache<u16>,
-}
-
-impl Lblc {
-    /// The same for a changed list.
-    pub(super) fn successor(&self, before: &[Candidate], after: &[Candidate]) -> Lblc {
-        Lblc {
-            cache: self.cache.map(|n| moved(*n, before, after)),
-        }
-    }
+    cache: Cache<DestinationKey>,
 }
 
 impl Schedule for Lblc {
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
-        let decide = |cached: Option<&u16>| {
+        let decide = |cached: Option<&DestinationKey>| {
             let picked = choose(cached, candidates, flow);
-            (picked, picked.map(|n| n as u16))
+            (picked, picked.map(|n| candidates[n].key))
         };
         self.cache.update(flow.destination(), decide)
     }
 
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
-        let look = |cached: Option<&u16>| choose(cached, candidates, flow);
+        let look = |cached: Option<&DestinationKey>| choose(cached, candidates, flow);
         Peek::Sure(self.cache.peek(flow.destination(), look))
     }
 }
 
 /// By what is remembered of the address.
-fn choose(cached: Option<&u16>, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
-    let cached = cached.map(|n| *n as usize);
+fn choose(cached: Option<&DestinationKey>, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    let cached = cached.and_then(|key| place(key, candidates));
     // As in the kernel, a threshold (-x) does not end this.
-    let usable = |n: &usize| {
-        candidates
-            .get(*n)
-            .is_some_and(|c| c.weight > 0 && !is_busy(c, candidates))
-    };
+    let usable = |n: &usize| candidates[*n].weight > 0 && !is_busy(&candidates[*n], candidates);
     cached.filter(usable).or_else(|| Wlc.pick(candidates, flow))
 }
 
@@ -54,8 +44,7 @@ pub(super) fn is_busy(candidate: &Candidate, candidates: &[Candidate]) -> bool {
     candidate.load.active() > candidate.weight && candidates.iter().any(is_half_idle)
 }
 
-/// Where in the changed list the candidate is.
-pub(super) fn moved(n: u16, before: &[Candidate], after: &[Candidate]) -> Option<u16> {
-    let key = before.get(n as usize)?.key;
-    after.iter().position(|c| c.key == key).map(|n| n as u16)
+/// Where in the list it is.
+pub(super) fn place(key: &DestinationKey, candidates: &[Candidate]) -> Option<usize> {
+    candidates.iter().position(|candidate| candidate.key == *key)
 }

@@ -4,37 +4,34 @@
 //! The kernel takes the busiest out of a set that did not change for a day; here sets only grow.
 
 use super::cache::Cache;
-use super::lblc::{is_busy, moved};
+use super::lblc::{is_busy, place};
 use super::lc::overhead;
 use super::wlc::Wlc;
 use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
+use crate::service::DestinationKey;
 
 /// Most destinations of one address; with more, the newest replaces the one before it.
 const SET_MAX: usize = 16;
 
 /// The sets.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Lblcr {
     cache: Cache<Set>,
 }
 
-/// Indexes of candidates, oldest first.
+/// Oldest first. Removed ones count again when they come back.
 #[derive(Clone, Copy, Debug, Default)]
 struct Set {
-    members: [u16; SET_MAX],
+    members: [Option<DestinationKey>; SET_MAX],
     count: usize,
 }
 
 impl Set {
-    fn members(&self) -> &[u16] {
-        &self.members[..self.count]
-    }
-
-    fn insert(&mut self, n: u16) {
-        if !self.members().contains(&n) {
+    fn insert(&mut self, key: DestinationKey) {
+        if !self.members.contains(&Some(key)) {
             self.count = (self.count + 1).min(SET_MAX);
-            self.members[self.count - 1] = n;
+            self.members[self.count - 1] = Some(key);
         }
     }
 
@@ -47,10 +44,12 @@ impl Set {
     /// The least loaded for its weight; of equals the newest.
     fn least(&self, candidates: &[Candidate]) -> Option<usize> {
         let mut least: Option<(usize, u64, u64)> = None;
-        for n in self.members().iter().rev().map(|n| *n as usize) {
-            let Some(candidate) = candidates.get(n).filter(|c| c.is_available()) else {
+        let members = self.members[..self.count].iter().flatten().rev();
+        for n in members.filter_map(|key| place(key, candidates)) {
+            let candidate = &candidates[n];
+            if !candidate.is_available() {
                 continue;
-            };
+            }
             let (cost, weight) = (overhead(&candidate.load), candidate.weight as u64);
             if least.is_none_or(|(_, least_cost, least_weight)| least_cost * weight > cost * least_weight) {
                 least = Some((n, cost, weight));
@@ -60,28 +59,13 @@ impl Set {
     }
 }
 
-impl Lblcr {
-    /// The same for a changed list.
-    pub(super) fn successor(&self, before: &[Candidate], after: &[Candidate]) -> Lblcr {
-        let map = |set: &Set| {
-            let mut changed = Set::default();
-            let members = set.members().iter().filter_map(|n| moved(*n, before, after));
-            members.for_each(|n| changed.insert(n));
-            Some(changed)
-        };
-        Lblcr {
-            cache: self.cache.map(map),
-        }
-    }
-}
-
 impl Schedule for Lblcr {
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
         let decide = |set: Option<&Set>| {
             let mut set = set.copied().unwrap_or_default();
             let picked = set.choose(candidates, flow);
             if let Some(n) = picked {
-                set.insert(n as u16);
+                set.insert(candidates[n].key);
             }
             (picked, picked.map(|_| set))
         };

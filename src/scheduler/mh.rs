@@ -17,8 +17,6 @@ const SKIP_KEY: u64 = 2_654_446_892;
 #[derive(Debug)]
 pub struct Mh {
     places: Box<[u16]>,
-    /// Last weight above 0 of each candidate: a destination that is quiesced keeps its places.
-    weights: Vec<u32>,
     fallback: bool,
     port: bool,
 }
@@ -26,27 +24,9 @@ pub struct Mh {
 impl Mh {
     /// `fallback` (mh-fallback): clients of an unavailable destination go to another. `port` (mh-port): the client's
     /// port counts too.
-    pub(super) fn new(
-        candidates: &[Candidate],
-        fallback: bool,
-        port: bool,
-        previous: Option<(&Mh, &[Candidate])>,
-    ) -> Mh {
-        let last_weight = |c: &Candidate| {
-            let (mh, list) = previous?;
-            mh.weights.get(list.iter().position(|old| old.key == c.key)?).copied()
-        };
-        let weight = |c: &Candidate| {
-            if c.weight > 0 {
-                c.weight
-            } else {
-                last_weight(c).unwrap_or(0)
-            }
-        };
-        let weights: Vec<u32> = candidates.iter().map(weight).collect();
+    pub(super) fn new(candidates: &[Candidate], fallback: bool, port: bool) -> Mh {
         Mh {
-            places: fill(candidates, &weights),
-            weights,
+            places: fill(candidates),
             fallback,
             port,
         }
@@ -76,9 +56,9 @@ struct Turn {
     places_a_turn: u32,
 }
 
-fn fill(candidates: &[Candidate], weights: &[u32]) -> Box<[u16]> {
+fn fill(candidates: &[Candidate]) -> Box<[u16]> {
     let mut places = vec![u16::MAX; PLACES].into_boxed_slice();
-    let mut turns = turns(candidates, weights);
+    let mut turns = turns(candidates);
     if turns.iter().all(|t| t.places_a_turn == 0) {
         return places;
     }
@@ -100,20 +80,22 @@ fn fill(candidates: &[Candidate], weights: &[u32]) -> Box<[u16]> {
     places
 }
 
-fn turns(candidates: &[Candidate], weights: &[u32]) -> Vec<Turn> {
-    let divisor = weights.iter().copied().fold(0, super::gcd).max(1);
-    let largest = weights.iter().copied().max().unwrap_or(0) / divisor;
+fn turns(candidates: &[Candidate]) -> Vec<Turn> {
+    let weights = || candidates.iter().map(|candidate| candidate.last_weight);
+    let divisor = weights().fold(0, super::gcd).max(1);
+    let largest = weights().max().unwrap_or(0) / divisor;
     let shift = (u32::BITS - largest.leading_zeros()).saturating_sub(PLACE_BITS);
-    let turn = |(candidate, weight): (&Candidate, &u32)| {
+    let turn = |candidate: &Candidate| {
+        let weight = candidate.last_weight;
         let number = fold(candidate.key.address).wrapping_add(candidate.key.port as u32);
         let scaled = (weight / divisor) >> shift;
         Turn {
             place: hash(number, LOOKUP_KEY) as usize % PLACES,
             skip: hash(number, SKIP_KEY) as usize % (PLACES - 1) + 1,
-            places_a_turn: if *weight > 0 { scaled.max(1) } else { 0 },
+            places_a_turn: if weight > 0 { scaled.max(1) } else { 0 },
         }
     };
-    candidates.iter().zip(weights).map(turn).collect()
+    candidates.iter().map(turn).collect()
 }
 
 /// SipHash-1-3 (Aumasson and Bernstein) of four bytes under the key (`key`, `key`), low half: the kernel's hsiphash on

@@ -46,6 +46,8 @@ pub struct Candidate {
     pub upper_threshold: u32,
     /// `-y`.
     pub lower_threshold: u32,
+    /// Its last weight above 0 since it was added: with mh a quiesced destination keeps its places.
+    pub last_weight: u32,
     /// How often a destination of the service was edited (`-e`) so far: wrr begins its round anew at each time.
     pub edits: u64,
     /// Its live numbers.
@@ -153,27 +155,22 @@ pub fn build(
         }),
         "wrr" => Scheduler::Wrr(match previous {
             Some((Scheduler::Wrr(wrr), list)) => wrr.successor(list, candidates),
-            _ => wrr::Wrr::default().successor(&[], candidates),
+            Some((_, list)) => wrr::Wrr::beginning(list).successor(list, candidates),
+            None => wrr::Wrr::default().successor(&[], candidates),
         }),
         "lc" => Scheduler::Lc(lc::Lc),
         "wlc" => Scheduler::Wlc(wlc::Wlc),
         "lblc" => Scheduler::Lblc(match previous {
-            Some((Scheduler::Lblc(lblc), list)) => lblc.successor(list, candidates),
+            Some((Scheduler::Lblc(lblc), _)) => lblc.clone(),
             _ => lblc::Lblc::default(),
         }),
         "lblcr" => Scheduler::Lblcr(match previous {
-            Some((Scheduler::Lblcr(lblcr), list)) => lblcr.successor(list, candidates),
+            Some((Scheduler::Lblcr(lblcr), _)) => lblcr.clone(),
             _ => lblcr::Lblcr::default(),
         }),
         "dh" => Scheduler::Dh(dh::Dh::new(candidates)),
         "sh" => Scheduler::Sh(sh::Sh::new(candidates, has("sh-fallback"), has("sh-port"))),
-        "mh" => {
-            let before = match previous {
-                Some((Scheduler::Mh(mh), list)) => Some((mh, list)),
-                _ => None,
-            };
-            Scheduler::Mh(mh::Mh::new(candidates, has("mh-fallback"), has("mh-port"), before))
-        }
+        "mh" => Scheduler::Mh(mh::Mh::new(candidates, has("mh-fallback"), has("mh-port"))),
         "sed" => Scheduler::Sed(sed::Sed),
         "nq" => Scheduler::Nq(nq::Nq),
         "fo" => Scheduler::Fo(fo::Fo),

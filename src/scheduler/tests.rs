@@ -46,6 +46,7 @@ impl Model {
             weight,
             upper_threshold: 0,
             lower_threshold: 0,
+            last_weight: weight,
             edits: 0,
             load: Arc::default(),
         };
@@ -60,7 +61,11 @@ impl Model {
     fn edit(&mut self, address: &str, change: impl FnOnce(&mut Candidate)) {
         let address: IpAddr = address.parse().unwrap();
         self.rebuild(|list| {
-            change(list.iter_mut().find(|c| c.key.address == address).unwrap());
+            let candidate = list.iter_mut().find(|c| c.key.address == address).unwrap();
+            change(candidate);
+            if candidate.weight > 0 {
+                candidate.last_weight = candidate.weight;
+            }
             list.iter_mut().for_each(|c| c.edits += 1);
         });
     }

@@ -104,6 +104,7 @@ mod tests {
             weight: *weight,
             upper_threshold: 0,
             lower_threshold: 0,
+            last_weight: 1,
             edits: 0,
             load: Arc::new(Load::default()),
         };

@@ -43,6 +43,19 @@ impl Position {
 }
 
 impl Wrr {
+    /// The first round of a service that had another scheduler so far (`-E`): its destinations are all there at once.
+    pub(super) fn beginning(list: &[Candidate]) -> Wrr {
+        let marks = Marks::of(list.iter().map(|candidate| candidate.weight));
+        let position = Position {
+            next: 0,
+            mark: marks.largest,
+        };
+        Wrr {
+            position: AtomicU64::new(position.packed()),
+            marks,
+        }
+    }
+
     /// The scheduler of a changed list. The kernel adjusts its mark at every single change, and the order of picks
     /// shows it; so what changed is gone through one by one: removed, edited, added (oldest first).
     pub(super) fn successor(&self, before: &[Candidate], after: &[Candidate]) -> Wrr {
