@@ -116,3 +116,25 @@ fn lblc_and_lblcr_know_a_server_that_comes_back() {
         assert_eq!(picks(&mut director, 8..10), [11, 11], "{scheduler}");
     }
 }
+
+#[test]
+fn expire_nodest_conn_takes_new_clients_from_a_quiesced_server() {
+    for (setting, expected) in [("0", 12), ("1", 11)] {
+        let mut director = director("rr", &[1, 1]);
+        director.sysctl("expire_nodest_conn", setting);
+        assert_eq!(picks(&mut director, 1..2), [12]);
+        director.ipvsadm(&format!("-e -t {SERVICE} -r 172.16.0.12 -m -w 0"));
+        // A SYN on a live connection, whatever state that is in.
+        assert_eq!(picks(&mut director, 1..2), [expected], "{setting}");
+        let who = addresses(Family::V4);
+        let (client, vip) = (at([198, 51, 100, 1].into(), client_port(1)), at(who.vip, 80));
+        let out = inject(&mut director, &tcp(client, vip, "A"));
+        let server = IpAddr::from([172, 16, 0, expected]);
+        assert_eq!(
+            flow(&out.sent[0].1).flow.destination(),
+            server,
+            "its other packets stay"
+        );
+        assert_eq!(director.connections().len(), 1);
+    }
+}
