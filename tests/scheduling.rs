@@ -9,7 +9,7 @@ mod packets;
 use std::net::{IpAddr, SocketAddr};
 
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome};
-use packets::{addresses, client_port, flow, tcp};
+use packets::{FAMILIES, addresses, client_port, flow, tcp, udp};
 use uvs::packet::{Family, Offload};
 
 const SERVICE: &str = "10.200.1.1:80";
@@ -136,5 +136,23 @@ fn expire_nodest_conn_takes_new_clients_from_a_quiesced_server() {
             "its other packets stay"
         );
         assert_eq!(director.connections().len(), 1);
+    }
+}
+
+#[test]
+fn nothing_from_port_20_begins_a_connection() {
+    for family in FAMILIES {
+        let who = addresses(family);
+        let mut director = MemoryDirector::new(1024);
+        let (web, names) = (at(who.vip, 80), at(who.vip, 53));
+        let server = |port| at(who.server, port);
+        director.ipvsadm(&format!("-A -t {web}; -a -t {web} -r {} -m", server(80)));
+        director.ipvsadm(&format!("-A -u {names}; -a -u {names} -r {} -m", server(53)));
+        for frame in [tcp(at(who.client, 20), web, "S"), udp(at(who.client, 20), names)] {
+            let out = inject(&mut director, &frame);
+            assert_eq!((out.sent.len(), out.handed_back), (0, 1), "{family:?}");
+        }
+        assert!(director.connections().is_empty());
+        assert_eq!(inject(&mut director, &tcp(at(who.client, 21), web, "S")).sent.len(), 1);
     }
 }

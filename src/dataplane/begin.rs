@@ -363,6 +363,9 @@ impl<'a, D: Driver> Round<'a, D> {
         let flow = quote.flow.reversed();
         let table = self.table;
         let service = table.service_at(&flow, interface)?;
+        if !service.schedules(&flow) {
+            return None;
+        }
         if self.is_martian(parsed) {
             return Some(Verdict::Drop(DropReason::Martian));
         }
