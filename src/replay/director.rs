@@ -76,13 +76,13 @@ impl MemoryDirector {
         Ok(director)
     }
 
-    /// Carries out lines of `ipvsadm`, with or without that word in front, separated by `;` or ends of line. A line that
-    /// is refused changes nothing, nor do the others then.
+    /// Carries out lines of `ipvsadm`, with or without that word in front, separated by `;` or ends of line, one after the
+    /// other. One that is refused ends it; none is begun when one cannot be read.
     pub fn ipvsadm(&mut self, lines: &str) -> Result<(), String> {
         let lines = lines.replace(';', "\n");
         let commands = ipvsadm::rules::parse_file(&lines).map_err(|error| error.reason)?;
-        let (_, commands): (Vec<_>, Vec<Command>) = commands.into_iter().unzip();
-        self.apply(&commands)
+        let mut commands = commands.into_iter();
+        commands.try_for_each(|(_, command)| self.apply(&[command]))
     }
 
     /// Carries out commands, all or none.
