@@ -156,3 +156,18 @@ fn nothing_from_port_20_begins_a_connection() {
         assert_eq!(inject(&mut director, &tcp(at(who.client, 21), web, "S")).sent.len(), 1);
     }
 }
+
+#[test]
+fn wrr_begins_with_the_heaviest_again_after_a_client_that_nobody_could_take() {
+    let limit = |n: u8, w: u32, x: u32| format!("-e -t {SERVICE} -r 172.16.0.{n} -m -w {w} -x {x}");
+    let mut director = director("wrr", &[1, 3]);
+    director.ipvsadm(&limit(11, 1, 1));
+    director.ipvsadm(&limit(12, 3, 1));
+    assert_eq!(picks(&mut director, 1..3), [12, 11]);
+    // This begins the round anew, at the head of the list.
+    director.ipvsadm(&limit(11, 1, 1));
+    assert_eq!(picks(&mut director, 3..4), [0]);
+    director.ipvsadm(&limit(12, 3, 9));
+    director.ipvsadm(&format!("-a -t {SERVICE} -r 172.16.0.13 -m -w 1"));
+    assert_eq!(picks(&mut director, 4..9), [12, 12, 13, 12, 12]);
+}

@@ -104,18 +104,24 @@ impl Wrr {
         }
     }
 
-    /// One pick: who, and the position after it. `Err`: nobody; the position is the head of the list.
+    /// Where the kernel's search ends that finds everybody over a threshold: where it began when that was in the last round, else at
+    /// the head of the first.
+    fn after_nobody(&self, from: Position) -> Position {
+        if from.next > 0 && from.mark <= self.marks.step {
+            return from;
+        }
+        Position {
+            next: 0,
+            mark: self.marks.largest,
+        }
+    }
+
+    /// One pick: who, and the position after it.
     fn step(&self, candidates: &[Candidate], from: Position) -> (Option<usize>, Position) {
         let Marks { largest, step } = self.marks;
         let available = || candidates.iter().filter(|c| c.is_available());
         let Some(heaviest) = available().map(|c| c.weight).max() else {
-            return (
-                None,
-                Position {
-                    next: 0,
-                    mark: from.mark,
-                },
-            );
+            return (None, self.after_nobody(from));
         };
         let mut mark = from.mark;
         let mut start = (from.next as usize).min(candidates.len());
