@@ -1,4 +1,4 @@
-//! Decisions that hang on what happened before: removed and added again, quiesced, switched to another scheduler. How: a director in
+//! What becomes of packets hangs on what happened before: removed and added again, quiesced, switched to another scheduler. How: a director in
 //! memory, and what the kernel's IPVS (Linux 6.1) decides after the same commands.
 
 #[path = "support/memory_director.rs"]
@@ -9,7 +9,7 @@ mod packets;
 use std::net::{IpAddr, SocketAddr};
 
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome};
-use packets::{FAMILIES, addresses, client_port, flow, tcp, udp};
+use packets::{FAMILIES, addresses, client_port, flow, host_unreachable, icmp_error, tcp, udp};
 use uvs::packet::{Family, Offload};
 
 const SERVICE: &str = "10.200.1.1:80";
@@ -170,4 +170,30 @@ fn wrr_begins_with_the_heaviest_again_after_a_client_that_nobody_could_take() {
     director.ipvsadm(&limit(12, 3, 9));
     director.ipvsadm(&format!("-a -t {SERVICE} -r 172.16.0.13 -m -w 1"));
     assert_eq!(picks(&mut director, 4..9), [12, 12, 13, 12, 12]);
+}
+
+#[test]
+fn an_icmp_error_reaches_a_removed_server_too() {
+    for family in FAMILIES {
+        let who = addresses(family);
+        let web = at(who.vip, 80);
+        let mut director = MemoryDirector::new(1024);
+        director.ipvsadm(&format!(
+            "-A -t {web}; -A -t {}; -a -t {web} -r {} -m",
+            at(who.vip, 81),
+            at(who.server, 80)
+        ));
+        let client = at(who.client, client_port(1));
+        inject(&mut director, &tcp(client, web, "S"));
+        director.ipvsadm(&format!("-d -t {web} -r {}", at(who.server, 80)));
+        assert!(inject(&mut director, &tcp(client, web, "A")).sent.is_empty());
+        let error = host_unreachable(who.router, who.vip, &tcp(web, client, "SA"));
+        let out = inject(&mut director, &error);
+        let (parsed, _) = icmp_error(&out.sent[0].1);
+        assert_eq!(parsed.flow.destination(), who.server, "{family:?}");
+        // Without any service it is the local stack's.
+        director.ipvsadm("-C");
+        let out = inject(&mut director, &error);
+        assert_eq!((out.sent.len(), out.handed_back), (0, 1), "{family:?}");
+    }
 }

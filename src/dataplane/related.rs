@@ -79,10 +79,12 @@ impl<'a, D: Driver> Round<'a, D> {
         entry: EntryRef<'_>,
     ) -> Verdict {
         let table = self.table;
-        let Some(destination) = table
-            .destination(DestinationId(entry.destination_id()))
-            .filter(|d| d.present)
-        else {
+        if table.is_empty() {
+            // As for packets of connections: without any service all is the local stack's.
+            return Verdict::HandBack;
+        }
+        // Of a removed one too: unlike the client's packets, errors still reach it in the kernel.
+        let Some(destination) = table.destination(DestinationId(entry.destination_id())) else {
             return Verdict::Drop(DropReason::DestinationGone);
         };
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
