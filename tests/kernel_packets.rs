@@ -54,7 +54,7 @@ fn deviations_are_dropped_with_their_reason() {
     for (part, why) in DEVIATIONS {
         let mut some = false;
         for case in cases.vectors.iter().filter(|case| case.name.ends_with(part)) {
-            let mut director = director(case);
+            let mut director = director(case).expect("rules that ipvsadm takes");
             let step = &case.steps[0];
             let interface = side(&director, step);
             let outcome = director.inject(interface, &input(step), Offload::default());
@@ -76,10 +76,10 @@ fn recorded() -> Cases {
     cases::parse(include_str!("kernel/packets.json")).expect("recorded cases")
 }
 
-fn director(case: &Case) -> MemoryDirector {
+fn director(case: &Case) -> Result<MemoryDirector, String> {
     let mut director = MemoryDirector::new(1024);
-    case.prepare(&mut director).expect("rules that ipvsadm takes");
-    director
+    case.prepare(&mut director)?;
+    Ok(director)
 }
 
 fn side(director: &MemoryDirector, step: &Step) -> uvs::table::InterfaceId {
@@ -92,10 +92,10 @@ fn input(step: &Step) -> Vec<u8> {
 }
 
 fn run(case: &Case) -> Result<(), String> {
-    let mut director = director(case);
+    let mut director = director(case)?;
     for (number, step) in (1..).zip(&case.steps) {
         if let Some(command) = &step.command {
-            director.ipvsadm(command);
+            cases::carry_out(&mut director, command)?;
             continue;
         }
         let interface = side(&director, step);

@@ -1,7 +1,7 @@
 //! Recorded cases: rules, frames in, and the frames that came out where they were recorded.
 //!
 //! The format is that of `tests/kernel/packets.json`: `vectors` with a `name`, lines of shell to run before (`pre`), lines of
-//! ipvsadm (`setup`), and `steps`: either a `command` for ipvsadm, or a frame (`input_hex`, `inject_on`) with the `outputs`
+//! ipvsadm (`setup`), and `steps`: either a `command`, or a frame (`input_hex`, `inject_on`) with the `outputs`
 //! that were seen (`hex`, `seen_on`, `volatile_offsets`). `client_side` is the first interface, `real_side` the second;
 //! interfaces may be given by name as well.
 
@@ -32,7 +32,7 @@ pub struct Cases {
 pub struct Case {
     /// What it is called.
     pub name: String,
-    /// Lines of shell; only `sysctl -w net.ipv4.vs.NAME=VALUE` is understood.
+    /// Lines of shell, as [`carry_out`] understands them.
     #[serde(default)]
     pub pre: Vec<String>,
     /// Lines of ipvsadm.
@@ -45,7 +45,7 @@ pub struct Case {
 /// A command, or a frame.
 #[derive(Debug, Deserialize)]
 pub struct Step {
-    /// A line of ipvsadm.
+    /// Lines of shell, as [`carry_out`] understands them.
     #[serde(default)]
     pub command: Option<String>,
     /// Where the frame goes in.
@@ -121,35 +121,63 @@ impl Step {
 impl Case {
     /// Runs the lines before the steps.
     pub fn prepare(&self, director: &mut MemoryDirector) -> Result<(), String> {
-        for line in &self.pre {
-            let command = setting(line)
-                .ok_or_else(|| format!("pre: `{line}': only `sysctl -w net.ipv4.vs.NAME=VALUE' can be done here"))?;
-            director
-                .apply(&[command])
-                .map_err(|error| format!("pre: `{line}': {error}"))?;
-        }
-        for line in &self.setup {
-            director
-                .ipvsadm(line)
-                .map_err(|error| format!("setup: `{line}': {error}"))?;
+        for (kind, lines) in [("pre", &self.pre), ("setup", &self.setup)] {
+            for line in lines {
+                carry_out(director, line).map_err(|error| format!("{kind}: `{line}': {error}"))?;
+            }
         }
         Ok(())
     }
 }
 
-/// `sysctl -qw net.ipv4.vs.NAME=VALUE`, with or without options.
-fn setting(line: &str) -> Option<Command> {
-    let mut words = line.split_whitespace();
-    if words.next() != Some("sysctl") {
-        return None;
+/// Carries out lines of shell, one after the other, up to the first that is refused. Of programs there are `ipvsadm`, whose
+/// name may be left out, `sysctl` for settings of IPVS, and `ip link set` for an MTU.
+pub fn carry_out(director: &mut MemoryDirector, lines: &str) -> Result<(), String> {
+    let lines = lines.replace("&&", ";").replace('\n', ";");
+    for line in lines.split(';') {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match &words[..] {
+            [] => {}
+            ["sysctl", rest @ ..] => director.apply(&settings(rest)?)?,
+            ["ip", "link", "set", rest @ ..] => {
+                let (interface, mtu) = link_mtu(director.network(), rest)?;
+                director.set_mtu(interface, mtu);
+            }
+            [program, ..] if *program == "ipvsadm" || program.starts_with('-') => director.ipvsadm(line)?,
+            _ => {
+                return Err(
+                    "only ipvsadm, `sysctl -w net.ipv4.vs.NAME=VALUE' and `ip link set NAME mtu N' can be done here"
+                        .to_owned(),
+                );
+            }
+        }
     }
-    let mut settings = words.filter(|word| !word.starts_with('-'));
-    let (name, value) = settings.next()?.split_once('=')?;
-    let name = name.strip_prefix("net.ipv4.vs.")?;
-    settings.next().is_none().then(|| Command::SetSysctl {
-        name: name.to_owned(),
-        value: value.to_owned(),
-    })
+    Ok(())
+}
+
+/// The words after `sysctl`: options aside, `net.ipv4.vs.NAME=VALUE` as often as wanted.
+fn settings(words: &[&str]) -> Result<Vec<Command>, String> {
+    let settings = words.iter().filter(|word| !word.starts_with('-'));
+    let setting = |word: &&str| {
+        let (name, value) = word.split_once('=')?;
+        Some(Command::SetSysctl {
+            name: name.strip_prefix("net.ipv4.vs.")?.to_owned(),
+            value: value.to_owned(),
+        })
+    };
+    settings
+        .map(|word| setting(word).ok_or_else(|| format!("{word} is not net.ipv4.vs.NAME=VALUE")))
+        .collect()
+}
+
+/// The words after `ip link set`: an interface and its MTU.
+fn link_mtu(network: &Network, words: &[&str]) -> Result<(InterfaceId, u16), String> {
+    let (name, mtu) = match words {
+        ["dev", name, "mtu", mtu] | [name, "mtu", mtu] | ["mtu", mtu, "dev", name] => (name, mtu),
+        _ => return Err("only the MTU of an interface can be set".to_owned()),
+    };
+    let mtu = mtu.parse().map_err(|_| format!("{mtu} is no MTU"))?;
+    Ok((side(network, name)?, mtu))
 }
 
 /// The interface that a case means.

@@ -95,6 +95,13 @@ impl MemoryDirector {
         Ok(())
     }
 
+    /// An interface's MTU from now on.
+    pub fn set_mtu(&mut self, interface: InterfaceId, mtu: u16) {
+        self.network.set_mtu(interface, mtu);
+        self.registry.refresh_reach(&mut self.network);
+        self.change_to(self.state.clone());
+    }
+
     /// What the filter in front of this director would look for.
     pub fn filter_rules(&self) -> HashSet<Rule> {
         self.registry.filter_rules(&self.table.local, &HashSet::new())

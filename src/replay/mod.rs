@@ -115,6 +115,7 @@ pub fn run(options: &ReplayOptions, out: &mut dyn Write) -> Result<Summary, Repl
         out,
         capture,
         summary: Summary::default(),
+        impossible: None,
     };
     match is_json(&options.file)? {
         true => replay.cases(network, rules)?,
@@ -137,6 +138,8 @@ struct Replay<'a> {
     out: &'a mut dyn Write,
     capture: Option<(&'a Path, Writer<BufWriter<File>>)>,
     summary: Summary,
+    /// The first case that could not be done; the others are done all the same.
+    impossible: Option<ReplayError>,
 }
 
 impl Replay<'_> {
@@ -149,7 +152,13 @@ impl Replay<'_> {
             self.summary.cases += 1;
             let mut director = MemoryDirector::new(network.clone(), CONNECTIONS_OF_A_CASE, FRAME_LEN_MAX)?;
             director.change_to(state.clone());
-            let as_recorded = self.case(case, &mut director)?;
+            let as_recorded = match self.case(case, &mut director) {
+                Err(error @ ReplayError::File { .. }) => {
+                    self.impossible.get_or_insert(error);
+                    Some(false)
+                }
+                result => result?,
+            };
             self.summary.different += u64::from(as_recorded == Some(false));
             if !self.options.json {
                 print::case_end(self.out, as_recorded)?;
@@ -162,18 +171,16 @@ impl Replay<'_> {
     fn case(&mut self, case: &Case, director: &mut MemoryDirector) -> Result<Option<bool>, ReplayError> {
         let file = &self.options.file;
         let wrong = |reason: String| ReplayError::file(file, format!("case {}: {reason}", case.name));
-        case.prepare(director).map_err(wrong)?;
         if !self.options.json {
             print::case_begin(self.out, &case.name)?;
         }
+        case.prepare(director).map_err(wrong)?;
         let mut observer = Observer::default();
         let mut all = None;
         for (number, step) in (1..).zip(&case.steps) {
             let at = |reason: String| wrong(format!("step {number}: {reason}"));
             if let Some(command) = &step.command {
-                director
-                    .ipvsadm(command)
-                    .map_err(|error| at(format!("`{command}': {error}")))?;
+                cases::carry_out(director, command).map_err(|error| at(format!("`{command}': {error}")))?;
                 continue;
             }
             let name = step.inject_on.as_deref().unwrap_or_default();
@@ -312,7 +319,10 @@ impl Replay<'_> {
         if let Some((path, writer)) = self.capture {
             writer.finish().map_err(|error| ReplayError::file(path, error))?;
         }
-        Ok(self.summary)
+        match self.impossible {
+            Some(error) => Err(error),
+            None => Ok(self.summary),
+        }
     }
 }
 

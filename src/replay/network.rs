@@ -188,6 +188,11 @@ impl Network {
         }
     }
 
+    /// The interface's MTU from now on.
+    pub fn set_mtu(&mut self, id: InterfaceId, mtu: u16) {
+        self.interfaces[id.0 as usize].mtu = mtu;
+    }
+
     /// The address is the director's from now on.
     pub fn add_vip(&mut self, vip: IpAddr) {
         if !self.vips.contains(&vip) {

@@ -273,6 +273,45 @@ fn cases_are_compared_with_what_was_recorded() {
     );
 }
 
+/// How: two services' packets of 1400 bytes with Don't Fragment, before and after the way to the servers got smaller; a case that cannot
+/// be done is between them.
+#[test]
+fn cases_change_settings_and_mtus_and_do_without_an_impossible_one() {
+    let mut files = Files::new();
+    let step = |port: u16| {
+        let mut frame = tcp([198, 51, 100, 7], [10, 200, 1, 1], (port, 80), "S");
+        frame.resize(14 + 1400, 0);
+        (frame[16], frame[17], frame[20]) = (5, 120, 0x40);
+        frame[24..26].fill(0);
+        let checksum = crate::packet::checksum::of(&frame[14..34]).to_be_bytes();
+        frame[24..26].copy_from_slice(&checksum);
+        format!(
+            r#"{{"inject_on": "client_side", "input_hex": "{}"}}"#,
+            cases::hex(&frame)
+        )
+    };
+    let text = format!(
+        r#"{{"vectors": [
+            {{"name": "c1", "pre": ["reboot"], "steps": [{}]}},
+            {{"name": "c2", "pre": ["sysctl -qw net.ipv4.vs.sloppy_tcp=1 net.ipv4.vs.pmtu_disc=0; ip link set dev d1 mtu 1399"],
+              "steps": [{}, {{"command": "ip link set d1 mtu 1400; ipvsadm -Z"}}, {}]}}]}}"#,
+        step(1),
+        step(2),
+        step(3)
+    );
+    files.options.file = files.write("x.json", text.as_bytes());
+    files.options.json = true;
+    let (result, text) = files.run();
+    assert!(result.unwrap_err().contains("case c1: pre: `reboot'"));
+    let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let told: Vec<_> = events.iter().map(|event| (&event["frame"], &event["fate"])).collect();
+    assert_eq!(
+        told,
+        [(&1.into(), &"dropped".into()), (&3.into(), &"sent".into())],
+        "{text}"
+    );
+}
+
 #[test]
 fn what_is_wrong_is_said_with_place_and_reason() {
     let mut files = Files::new();
@@ -358,7 +397,7 @@ fn what_is_wrong_is_said_with_place_and_reason() {
         ),
         (
             r#"{"vectors": [{"name": "c1", "pre": ["reboot"], "steps": []}]}"#.to_owned(),
-            "case c1: pre: `reboot': only `sysctl",
+            "case c1: pre: `reboot': only ipvsadm, `sysctl",
         ),
     ] {
         let options = ReplayOptions {
