@@ -393,23 +393,6 @@ fn not_helped() {
     }
 }
 
-/// Nobody connects from FTP's data port but a server (`ip_vs_schedule`).
-#[test]
-fn from_the_data_port() {
-    for family in FAMILIES {
-        let who = addresses(family);
-        let mut director = MemoryDirector::new(1024);
-        let (vip, server) = (SocketAddr::new(who.vip, 80), SocketAddr::new(who.server, 80));
-        director.ipvsadm(&format!("-A -t {vip} -s rr; -a -t {vip} -r {server} -m"));
-        let out = director.inject(CLIENT_SIDE, &tcp((who.client, 20).into(), vip, "S"), Offload::default());
-        assert_eq!((out.sent.len(), out.handed_back), (0, 1));
-        let question = Question::parse("tcp", &SocketAddr::new(who.client, 20).to_string(), &vip.to_string()).unwrap();
-        assert_eq!(director.explain(&question).way, Way::LocalStack);
-        let out = director.inject(CLIENT_SIDE, &tcp((who.client, 21).into(), vip, "S"), Offload::default());
-        assert_eq!((out.sent.len(), out.handed_back), (1, 0));
-    }
-}
-
 /// By DR and tunnels a persistent service takes data connections along by its template, of which it has one for all ports
 /// (`ip_vs_sched_persist`).
 #[test]

@@ -119,9 +119,10 @@ fn lblc_and_lblcr_know_a_server_that_comes_back() {
 
 #[test]
 fn expire_nodest_conn_takes_new_clients_from_a_quiesced_server() {
-    for (setting, expected) in [("0", 12), ("1", 11)] {
+    for (setting, reuse, expected) in [("0", "1", 12), ("1", "1", 11), ("1", "0", 12)] {
         let mut director = director("rr", &[1, 1]);
         director.sysctl("expire_nodest_conn", setting);
+        director.sysctl("conn_reuse_mode", reuse);
         assert_eq!(picks(&mut director, 1..2), [12]);
         director.ipvsadm(&format!("-e -t {SERVICE} -r 172.16.0.12 -m -w 0"));
         // A SYN on a live connection, whatever state that is in.
