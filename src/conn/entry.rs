@@ -10,7 +10,7 @@ use super::layout::{
     runtime_word,
 };
 use super::table::{ConnectionTable, call_id_at};
-use super::{State, StateChange, Tick, TimeoutTable, tcp};
+use super::{State, StateChange, Tick, TimeoutTable};
 use crate::packet::{Family, FlowKey, Protocol, Signals};
 use crate::service::Method;
 
@@ -64,7 +64,7 @@ impl<'t> Hit<'t> {
         let signals = signals.into();
         // Most packets by far: data and acknowledgements.
         if self.seen.is_established_tcp()
-            && tcp::is_plain(signals.tcp_flags)
+            && signals.tcp_flags.is_plain()
             && !self.is_due(now.after(timeouts.ticks(State::Established)))
         {
             return None;

@@ -6,17 +6,13 @@ use super::entry::{EntryRef, Hit};
 use super::index::Guess;
 use super::layout::{ADDRESSES, CONTROL, Control, Direction, PORTS};
 use super::table::ConnectionTable;
-use super::tcp;
-use crate::packet::{FlowKey, TcpFlags};
+use crate::packet::steady::Steady;
 
 impl ConnectionTable {
-    /// As [`confirm`](ConnectionTable::confirm), for a TCP packet over IPv4 that leaves its connection established. `None` of
-    /// any other packet and entry. (Packets of other protocols have no flags, so what their key is does not matter.)
+    /// As [`confirm`](ConnectionTable::confirm), for a packet whose flags leave an established connection established. `None`
+    /// of any other entry.
     #[inline(always)]
-    pub fn confirm_steady(&self, guess: Guess, key: &FlowKey, flags: TcpFlags) -> Option<Hit<'_>> {
-        if !tcp::is_plain(flags) {
-            return None;
-        }
+    pub fn confirm_steady(&self, guess: Guess, key: &Steady) -> Option<Hit<'_>> {
         let slot = self.slots().get(guess.slot() as usize)?;
         let word = |n: usize| slot.words[n].load(Ordering::Relaxed);
         let seen = Control(word(CONTROL));
@@ -27,7 +23,7 @@ impl ConnectionTable {
         };
         let fits = seen.is_established_tcp_v4()
             && ports == key.ports
-            && word(ADDRESSES + direction as usize) == key.addresses[0];
+            && word(ADDRESSES + direction as usize) == key.addresses;
         fits.then_some(Hit {
             entry: EntryRef { table: self, slot },
             direction,
@@ -40,7 +36,7 @@ impl ConnectionTable {
 mod tests {
     use super::*;
     use crate::conn::{Kind, State, Tick};
-    use crate::packet::{Family, Protocol};
+    use crate::packet::{Family, Protocol, TcpFlags};
     use crate::service::Method;
 
     /// Goal: what counts as steady really leaves the state as it is. How: all flags and control words, against the state
@@ -56,7 +52,7 @@ mod tests {
                         if control.is_established_tcp_v4() {
                             steady += 1;
                             assert_eq!((kind, protocol, family), (Kind::Connection, Protocol::TCP, Family::V4));
-                            for flags in (0..=255).map(TcpFlags).filter(|flags| tcp::is_plain(*flags)) {
+                            for flags in (0..=255).map(TcpFlags).filter(|flags| flags.is_plain()) {
                                 for direction in [Direction::Forward, Direction::Reply] {
                                     assert_eq!(state.next(protocol, control.method(), direction, flags), state);
                                 }

@@ -104,12 +104,6 @@ pub fn next_secure(state: State, sides: Sides, flags: TcpFlags) -> State {
     }
 }
 
-/// An acknowledgement, with data or without, and nothing else: leaves an established connection as it is.
-#[inline]
-pub fn is_plain(flags: TcpFlags) -> bool {
-    flags.0 & (TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK) == TcpFlags::ACK
-}
-
 /// A segment of an unknown connection makes an entry: SYN without RST.
 #[inline]
 pub fn may_create(flags: TcpFlags) -> bool {
@@ -269,13 +263,13 @@ mod tests {
         for bits in 0..=255 {
             let f = TcpFlags(bits);
             for sides in [Sides::Client, Sides::Server, Sides::ClientOnly] {
-                if is_plain(f) {
+                if f.is_plain() {
                     assert_eq!(next(State::Established, sides, f), State::Established);
                     assert_eq!(next_secure(State::Established, sides, f), State::Established);
                 }
             }
         }
-        assert!(is_plain(flags("PA")) && !is_plain(flags("")) && !is_plain(flags("SA")));
+        assert!(flags("PA").is_plain() && !flags("").is_plain() && !flags("SA").is_plain());
     }
 
     #[test]

@@ -10,7 +10,8 @@ use super::round::Round;
 use crate::conn::{Direction, EntryRef, Hit};
 use crate::forward::{masq, route, tunnel};
 use crate::packet::rewrite::{Endpoint, Side};
-use crate::packet::{Frame, Mac, Parsed};
+use crate::packet::steady::Steady;
+use crate::packet::{Frame, Mac, TcpFlags};
 use crate::service::Method;
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, Reach};
 
@@ -24,22 +25,17 @@ impl<D: Driver> Round<'_, D> {
         interface: InterfaceId,
         looked: &Looked,
     ) -> Option<InterfaceId> {
-        let Finding::Common(parsed) = &looked.finding else {
+        let Finding::Steady(packet) = &looked.finding else {
             return None;
         };
-        let hit = self
-            .connections
-            .confirm_steady(looked.guess, &parsed.flow, parsed.tcp_flags)?;
-        if parsed.ttl <= 1 {
-            return None;
-        }
+        let hit = self.connections.confirm_steady(looked.guess, packet)?;
         let destination = self.table.destination(DestinationId(hit.entry.destination_id()))?;
         let exit = match hit.direction {
-            Direction::Forward => self.express_inbound(frame, interface, parsed, hit, destination)?,
-            Direction::Reply => self.express_outbound(frame, parsed, hit, destination)?,
+            Direction::Forward => self.express_inbound(frame, interface, packet, hit, destination)?,
+            Direction::Reply => self.express_outbound(frame, packet, hit, destination)?,
         };
         if hit.is_due(self.established_until)
-            && let Some(change) = hit.touch(parsed.tcp_flags, self.now, self.timeouts)
+            && let Some(change) = hit.touch(TcpFlags(TcpFlags::ACK), self.now, self.timeouts)
         {
             change.count_on(&destination.load);
         }
@@ -51,26 +47,25 @@ impl<D: Driver> Round<'_, D> {
         &mut self,
         frame: &mut D::Frame,
         interface: InterfaceId,
-        parsed: &Parsed,
+        packet: &Steady,
         hit: Hit<'_>,
         destination: &Destination,
     ) -> Option<InterfaceId> {
         let Reach::Hop { hop, source } = &destination.reach else {
             return None;
         };
-        if !destination.present || parsed.ip_len() > hop.mtu as u32 {
+        if !destination.present || packet.ip_len > hop.mtu {
             return None;
         }
-        frame.set_len(parsed.end as usize).ok()?;
-        let checksum = frame.offload().checksum;
+        frame.set_len(packet.frame_len()).ok()?;
         let from = Mac(*frame.bytes().get(6..)?.first_chunk()?);
         let method = hit.method();
-        let done = match method {
+        match method {
             Method::Masq => {
                 let to = Endpoint::v4(hit.entry.destination_v4(), hit.entry.destination_port());
-                masq::rewrite_common(frame.bytes_mut(), parsed, Side::Destination, to, checksum, hop)
+                masq::forward_steady(frame.bytes_mut(), Side::Destination, to, hop)?;
             }
-            Method::Route => route::rewrite_common(frame.bytes_mut(), parsed, checksum, hop),
+            Method::Route => route::forward_steady(frame.bytes_mut(), hop)?,
             Method::Tunnel => {
                 let outer = tunnel::Outer {
                     hop,
@@ -79,16 +74,13 @@ impl<D: Driver> Round<'_, D> {
                     tunnel: destination.tunnel,
                     path_mtu_discovery: self.table.sysctls.pmtu_disc != 0,
                 };
-                tunnel::wrap_common(frame, parsed, &outer, self.ids)
+                tunnel::forward_steady(frame, packet, &outer, self.ids)?;
             }
-        };
-        if !done {
-            return None;
         }
         if method != Method::Route && !self.hops.is(HopId(hit.entry.client_hop()), interface, from) {
             self.new_hop(hit.entry, interface, from);
         }
-        destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
+        destination.counters[self.worker.0 as usize].count_in(packet.ip_len as u64);
         Some(hop.interface)
     }
 
@@ -96,21 +88,18 @@ impl<D: Driver> Round<'_, D> {
     fn express_outbound(
         &mut self,
         frame: &mut D::Frame,
-        parsed: &Parsed,
+        packet: &Steady,
         hit: Hit<'_>,
         destination: &Destination,
     ) -> Option<InterfaceId> {
         let hop = self.client_hop(&hit.entry)?;
-        if parsed.ip_len() > hop.mtu as u32 {
+        if packet.ip_len > hop.mtu {
             return None;
         }
-        frame.set_len(parsed.end as usize).ok()?;
-        let checksum = frame.offload().checksum;
+        frame.set_len(packet.frame_len()).ok()?;
         let from = Endpoint::v4(hit.entry.virtual_v4(), hit.entry.virtual_port());
-        if !masq::rewrite_common(frame.bytes_mut(), parsed, Side::Source, from, checksum, &hop) {
-            return None;
-        }
-        destination.counters[self.worker.0 as usize].count_out(parsed.ip_len() as u64);
+        masq::forward_steady(frame.bytes_mut(), Side::Source, from, &hop)?;
+        destination.counters[self.worker.0 as usize].count_out(packet.ip_len as u64);
         Some(hop.interface)
     }
 

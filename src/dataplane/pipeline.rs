@@ -18,17 +18,18 @@ use super::round::Round;
 use crate::conn::{ConnectionTable, Guess, Hash, State, Tick, TimeoutTable, WorkerId};
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
-use crate::packet::parse::{Packet, parse_any, parse_common};
-use crate::packet::{DropReason, Frame, Parsed};
+use crate::packet::parse::{Packet, parse};
+use crate::packet::steady::{self, Steady};
+use crate::packet::{DropReason, Frame};
 use crate::table::defence::PacketDropper;
 use crate::table::{Hops, Table};
 
 /// What a frame is.
 #[derive(Clone, Copy)]
 pub(super) enum Finding {
-    /// What [`parse_common`] knows.
-    Common(Parsed),
-    /// What only [`parse_any`] knows.
+    /// What [`steady::read`] knows.
+    Steady(Steady),
+    /// What only [`parse`] knows.
     Other(Result<Packet, DropReason>),
 }
 
@@ -45,7 +46,7 @@ impl Looked {
     /// Any frame.
     #[inline(never)]
     fn look_closer<F: Frame>(&mut self, frame: &F, connections: &ConnectionTable) {
-        let packet = parse_any(frame.bytes(), frame.offload());
+        let packet = parse(frame.bytes(), frame.offload());
         if let Ok(Packet::Flow(parsed)) = &packet {
             self.hash = connections.hash(&parsed.flow);
             connections.prefetch_bucket(self.hash);
@@ -176,11 +177,11 @@ impl Pipeline {
     fn look<F: Frame>(&mut self, batch: &[Received<F>]) {
         let connections = &*self.connections;
         for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
-            match parse_common(received.frame.bytes()) {
-                Some(parsed) => {
-                    looked.hash = connections.hash(&parsed.flow);
+            match steady::read(received.frame.bytes(), received.frame.offload()) {
+                Some(steady) => {
+                    looked.hash = connections.hash(&steady.flow());
                     connections.prefetch_bucket(looked.hash);
-                    looked.finding = Finding::Common(parsed);
+                    looked.finding = Finding::Steady(steady);
                 }
                 None => looked.look_closer(&received.frame, connections),
             }

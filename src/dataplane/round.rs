@@ -9,7 +9,7 @@ use super::pipeline::{ErrorBudget, Finding, Looked};
 use crate::conn::{ConnectionTable, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
-use crate::packet::parse::Packet;
+use crate::packet::parse::{Packet, parse};
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::service::Method;
 use crate::table::defence::PacketDropper;
@@ -64,21 +64,25 @@ impl<D: Driver> Round<'_, D> {
     /// Any frame.
     #[inline(never)]
     fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
-        let verdict = match &looked.finding {
-            Finding::Common(parsed) | Finding::Other(Ok(Packet::Flow(parsed))) => {
+        let finding = match looked.finding {
+            Finding::Steady(_) => parse(frame.bytes(), frame.offload()),
+            Finding::Other(finding) => finding,
+        };
+        let verdict = match &finding {
+            Ok(Packet::Flow(parsed)) => {
                 let verdict = self.flow(&mut frame, interface, parsed, looked.hash, looked.guess);
                 if verdict == Verdict::HandBack {
                     make_fit_for_stack(&mut frame, parsed);
                 }
                 verdict
             }
-            Finding::Other(Ok(Packet::Fragment(fragment))) => {
+            Ok(Packet::Fragment(fragment)) => {
                 return self.fragment(frame, interface, fragment, fragments);
             }
-            Finding::Other(Ok(Packet::IcmpError(parsed))) => self.related(&mut frame, interface, parsed),
-            Finding::Other(Ok(Packet::Secured(parsed))) => self.secured(&mut frame, interface, parsed),
-            Finding::Other(Ok(Packet::Other)) => Verdict::HandBack,
-            Finding::Other(Err(reason)) => Verdict::Drop(*reason),
+            Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
+            Ok(Packet::Secured(parsed)) => self.secured(&mut frame, interface, parsed),
+            Ok(Packet::Other) => Verdict::HandBack,
+            Err(reason) => Verdict::Drop(*reason),
         };
         self.settle(frame, verdict);
     }

@@ -4,6 +4,7 @@
 
 use super::{Limit, Outcome, admit, is_simple, ready};
 use crate::packet::rewrite::{self, Endpoint, Side};
+use crate::packet::steady::Headers;
 use crate::packet::{ChecksumOffload, Frame, Parsed};
 use crate::table::NextHop;
 
@@ -41,22 +42,12 @@ fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, side: Side, limit: Limit, t
     forward_any(frame, parsed, side, limit, to, hop)
 }
 
-/// The same of a packet that needs nothing but to be rewritten and [`rewrite::is_common`]. `false`: it is not as common as
-/// that; nothing was written.
+/// The same of a packet that needs nothing but to be rewritten. `None`: it is none; nothing was written.
 #[inline(always)]
-pub fn rewrite_common(
-    bytes: &mut [u8],
-    parsed: &Parsed,
-    side: Side,
-    to: Endpoint,
-    checksum: ChecksumOffload,
-    hop: &NextHop,
-) -> bool {
-    let done = rewrite::translate_common(bytes, parsed, side, to, checksum);
-    if done {
-        rewrite::set_link(bytes, hop.source, hop.destination);
-    }
-    done
+pub fn forward_steady(bytes: &mut [u8], side: Side, to: Endpoint, hop: &NextHop) -> Option<()> {
+    Headers::of(bytes)?.translate(side, to);
+    rewrite::set_link(bytes, hop.source, hop.destination);
+    Some(())
 }
 
 /// Any frame.

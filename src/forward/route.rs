@@ -4,6 +4,7 @@
 
 use super::{Limit, Outcome, admit, is_simple, ready};
 use crate::packet::rewrite;
+use crate::packet::steady::Headers;
 use crate::packet::{ChecksumOffload, Frame, Parsed};
 use crate::table::NextHop;
 
@@ -24,15 +25,12 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, hop: &NextHop) -> Outco
     Outcome::Ready
 }
 
-/// The same of a packet that needs nothing but to be rewritten and [`rewrite::is_common`]. `false`: it is not as common as
-/// that; nothing was written.
+/// The same of a packet that needs nothing but to be rewritten. `None`: it is none; nothing was written.
 #[inline(always)]
-pub fn rewrite_common(bytes: &mut [u8], parsed: &Parsed, checksum: ChecksumOffload, hop: &NextHop) -> bool {
-    let done = rewrite::decrement_ttl_common(bytes, parsed, checksum);
-    if done {
-        rewrite::set_link(bytes, hop.source, hop.destination);
-    }
-    done
+pub fn forward_steady(bytes: &mut [u8], hop: &NextHop) -> Option<()> {
+    Headers::of(bytes)?.decrement_ttl();
+    rewrite::set_link(bytes, hop.source, hop.destination);
+    Some(())
 }
 
 /// Any frame.

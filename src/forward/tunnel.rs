@@ -11,8 +11,9 @@ use std::net::IpAddr;
 
 use super::{Cut, Identifications, Limit, Outcome, admit, dont_fragment, is_simple};
 use crate::packet::build::{self, Ipv4Header, Ipv6Header};
-use crate::packet::parse::{DONT_FRAGMENT, IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::rewrite;
+use crate::packet::steady::{Headers, Steady};
 use crate::packet::{ChecksumOffload, ETHERNET_HEADER_LEN, Family, Frame, Offload, Parsed, Protocol, Reassembled};
 use crate::packet::{checksum, flow::FlowKey};
 use crate::service::{Tunnel, TunnelChecksum, TunnelKind};
@@ -155,48 +156,45 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>, ids:
     }
 }
 
-/// [`forward`] of a packet that needs nothing but to be wrapped and [`rewrite::is_common`], IPv4 in IPv4. `false`: it is not as
-/// common as that; nothing was written.
+/// [`forward`] of a packet that needs nothing but to be wrapped, IPv4 in IPv4. `None`: it is none; nothing was written.
 #[inline(always)]
-pub fn wrap_common<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>, ids: &mut Identifications) -> bool {
+pub fn forward_steady<F: Frame>(
+    frame: &mut F,
+    packet: &Steady,
+    outer: &Outer<'_>,
+    ids: &mut Identifications,
+) -> Option<()> {
     const OVERHEAD: usize = IPV4_HEADER_LEN;
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (outer.source, outer.destination) else {
-        return false;
+        return None;
     };
-    let total_len = parsed.ip_len() + OVERHEAD as u32;
-    let offload = frame.offload();
+    let total_len = packet.ip_len as u32 + OVERHEAD as u32;
     let plain = outer.tunnel.kind == TunnelKind::Ipip
         && outer.tunnel.checksum == TunnelChecksum::NoCsum
-        && total_len <= outer.hop.mtu as u32
-        && offload.segmentation.is_none();
-    if !plain || frame.grow_front(OVERHEAD).is_err() {
-        return false;
+        && total_len <= outer.hop.mtu as u32;
+    if !plain {
+        return None;
     }
+    frame.grow_front(OVERHEAD).ok()?;
     let bytes = frame.bytes_mut();
-    let inner = &mut bytes[OVERHEAD..];
-    if !rewrite::decrement_ttl_common(inner, parsed, offload.checksum) {
-        frame.shrink_front(OVERHEAD);
-        return false;
-    }
-    let (traffic_class, flags) = (inner[ETHERNET_HEADER_LEN + 1], inner[ETHERNET_HEADER_LEN + 6]);
-    let dont_fragment = outer.path_mtu_discovery && flags & (DONT_FRAGMENT >> 8) as u8 != 0;
-    let Some((link, ip)) = bytes.split_first_chunk_mut::<ETHERNET_HEADER_LEN>() else {
-        unreachable!("the frame grew by more");
-    };
-    rewrite::set_link(link, outer.hop.source, outer.hop.destination);
-    link[12..14].copy_from_slice(&[0x08, 0x00]);
+    let mut inner = Headers::of(&mut bytes[OVERHEAD..]).expect("it has them, and grew by so much");
+    inner.decrement_ttl();
+    let dont_fragment = outer.path_mtu_discovery && inner.dont_fragment();
     let header = Ipv4Header {
-        traffic_class: outer_traffic_class(traffic_class),
+        traffic_class: outer_traffic_class(inner.traffic_class()),
         total_len: total_len as u16,
         id: if dont_fragment { 0 } else { ids.ipv4() },
         dont_fragment,
-        ttl: parsed.ttl - 1,
+        ttl: inner.ttl(),
         protocol: Protocol::IPIP,
         source,
         destination,
     };
-    header.write(ip.first_chunk_mut().expect("the frame grew by as much"));
-    true
+    let (link, ip) = bytes.split_at_mut(ETHERNET_HEADER_LEN);
+    rewrite::set_link(link, outer.hop.source, outer.hop.destination);
+    link[12..].copy_from_slice(&[0x08, 0x00]);
+    header.write(ip.first_chunk_mut().expect("it grew by so much"));
+    Some(())
 }
 
 /// The outer DSCP and ECN: congestion experienced further back is not this hop's to report (RFC 3168 section 9.1.1).

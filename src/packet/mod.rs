@@ -15,6 +15,7 @@ pub mod quote;
 pub mod rewrite;
 pub mod segment;
 pub mod sip;
+pub mod steady;
 pub mod tcp_options;
 #[cfg(test)]
 pub mod testing;

@@ -152,6 +152,12 @@ impl TcpFlags {
     pub fn any(self, bits: u8) -> bool {
         self.0 & bits != 0
     }
+
+    /// An acknowledgement, with data or without, and nothing else: leaves an established connection as it is.
+    #[inline(always)]
+    pub fn is_plain(self) -> bool {
+        self.0 & (TcpFlags::FIN | TcpFlags::SYN | TcpFlags::RST | TcpFlags::ACK) == TcpFlags::ACK
+    }
 }
 
 /// Says what a frame is, or why it goes no further. `offload` is what the driver said of it.

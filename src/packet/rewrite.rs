@@ -47,7 +47,7 @@ impl Endpoint {
     }
 
     #[inline]
-    fn ipv4(self) -> u32 {
+    pub(super) fn ipv4(self) -> u32 {
         self.address[0] as u32
     }
 
@@ -84,9 +84,6 @@ pub fn set_link(bytes: &mut [u8], source: Mac, destination: Mac) {
 
 /// What a decremented TTL does to the header checksum: the word of TTL and protocol becomes smaller by 0x0100.
 const TTL_DELTA: Delta = Delta::from_sum(!0x0100);
-
-/// The same for words in the order of memory.
-const TTL_DELTA_IN_MEMORY: Delta = Delta::from_sum((!0x0100u16).to_be());
 
 /// Takes one off the TTL (which must not be 0) or hop limit.
 #[inline]
@@ -138,107 +135,6 @@ pub fn translate(bytes: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint, of
         // AH and ESP have no ports; what AH says of the addresses becomes wrong, as by any NAT (RFC 3715).
         _ => {}
     }
-}
-
-/// Headers of TCP over IPv4 without options.
-const COMMON_LEN: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN + TCP_HEADER_LEN;
-const TCP_HEADER_LEN: usize = 20;
-
-/// The headers of a packet of TCP over IPv4 without options, when its checksum is finished. Fields are read and written as
-/// they are in memory, which saves swapping them (RFC 1071 section 2 B).
-struct Common<'a> {
-    header: &'a mut [u8; COMMON_LEN],
-}
-
-impl<'a> Common<'a> {
-    const TTL: usize = ETHERNET_HEADER_LEN + 8;
-    const IP_CHECKSUM: usize = ETHERNET_HEADER_LEN + 10;
-    const SOURCE: usize = ETHERNET_HEADER_LEN + 12;
-    const DESTINATION: usize = ETHERNET_HEADER_LEN + 16;
-    const L4: usize = ETHERNET_HEADER_LEN + IPV4_HEADER_LEN;
-    const TCP_CHECKSUM: usize = Self::L4 + 16;
-
-    #[inline(always)]
-    fn new(bytes: &'a mut [u8], parsed: &Parsed, offload: ChecksumOffload) -> Option<Common<'a>> {
-        debug_assert!(is_common(parsed));
-        let common = Common {
-            header: bytes.first_chunk_mut()?,
-        };
-        match offload {
-            ChecksumOffload::Finished => Some(common),
-            ChecksumOffload::Unfinished { .. } => None,
-            ChecksumOffload::Unknown => {
-                let len = (parsed.end as u16).wrapping_sub(Self::L4 as u16).to_be();
-                let addresses = common.long(Self::SOURCE) as u64 + common.long(Self::DESTINATION) as u64;
-                let pseudo = addresses + (Protocol::TCP.0 as u16).to_be() as u64 + len as u64;
-                (!checksum::may_be_sum(pseudo, common.short(Self::TCP_CHECKSUM))).then_some(common)
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn short(&self, at: usize) -> u16 {
-        u16::from_ne_bytes([self.header[at], self.header[at + 1]])
-    }
-
-    #[inline(always)]
-    fn long(&self, at: usize) -> u32 {
-        let h = &self.header;
-        u32::from_ne_bytes([h[at], h[at + 1], h[at + 2], h[at + 3]])
-    }
-
-    #[inline(always)]
-    fn set_short(&mut self, at: usize, value: u16) {
-        self.header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
-    }
-
-    /// One off the TTL, and what else changed in the header into its checksum.
-    #[inline(always)]
-    fn decrement_ttl(&mut self, parsed: &Parsed, others: Delta) {
-        let checksum = others.and(TTL_DELTA_IN_MEMORY).apply(self.short(Self::IP_CHECKSUM));
-        self.header[Self::TTL] = parsed.ttl - 1;
-        self.set_short(Self::IP_CHECKSUM, checksum);
-    }
-}
-
-/// TCP over IPv4 without options: most packets.
-#[inline(always)]
-pub fn is_common(parsed: &Parsed) -> bool {
-    parsed.flow.family == Family::V4
-        && parsed.flow.protocol == Protocol::TCP
-        && parsed.l4 as usize == ETHERNET_HEADER_LEN + IPV4_HEADER_LEN
-}
-
-/// [`finish`] and [`translate`] in one for a packet that [`is_common`]. `false`: its checksum is unfinished, or may be;
-/// nothing was written.
-#[inline(always)]
-pub fn translate_common(bytes: &mut [u8], parsed: &Parsed, side: Side, to: Endpoint, offload: ChecksumOffload) -> bool {
-    let Some(mut common) = Common::new(bytes, parsed, offload) else {
-        return false;
-    };
-    let (at, port_at) = match side {
-        Side::Source => (Common::SOURCE, Common::L4),
-        Side::Destination => (Common::DESTINATION, Common::L4 + 2),
-    };
-    let (new, port) = (to.ipv4().to_be(), to.port.to_be());
-    let addresses = Delta::NONE.u32(common.long(at), new);
-    let ports = addresses.u16(common.short(port_at), port);
-    let checksum = ports.apply(common.short(Common::TCP_CHECKSUM));
-    common.decrement_ttl(parsed, addresses);
-    common.header[at..at + 4].copy_from_slice(&new.to_ne_bytes());
-    common.set_short(port_at, port);
-    common.set_short(Common::TCP_CHECKSUM, checksum);
-    true
-}
-
-/// [`finish`] and [`decrement_ttl`] in one, as above.
-#[inline(always)]
-pub fn decrement_ttl_common(bytes: &mut [u8], parsed: &Parsed, offload: ChecksumOffload) -> bool {
-    let Some(mut common) = Common::new(bytes, parsed, offload) else {
-        return false;
-    };
-    common.decrement_ttl(parsed, Delta::NONE);
-    true
 }
 
 /// The port that is replaced.

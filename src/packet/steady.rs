@@ -1,0 +1,265 @@
+//! The packets that are most: data and acknowledgements of TCP over IPv4 with nothing special about them, read and rewritten
+//! by words.
+//!
+//! [`read`] says less of a packet than [`parse`](super::parse::parse) and the same: what it refuses only takes longer. Words
+//! are read and written as they are in memory, which saves swapping them (RFC 1071 section 2 B).
+
+use super::checksum::{self, Delta};
+use super::frame::{ChecksumOffload, Offload};
+use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_HEADER_LEN, MORE_FRAGMENTS, TcpFlags};
+use super::rewrite::{Endpoint, Side};
+use super::{ETHERNET_HEADER_LEN, FlowKey, Protocol};
+
+/// Bytes of the headers: Ethernet, IPv4 and TCP, the last two without options. (TCP's may follow.)
+pub const HEADERS_LEN: usize = L4 + TCP_HEADER_LEN;
+
+const TCP_HEADER_LEN: usize = 20;
+const ETHER_TYPE: usize = 12;
+const L3: usize = ETHERNET_HEADER_LEN;
+const TOTAL_LEN: usize = L3 + 2;
+const FRAGMENTATION: usize = L3 + 6;
+const TTL: usize = L3 + 8;
+const PROTOCOL: usize = L3 + 9;
+const IP_CHECKSUM: usize = L3 + 10;
+const SOURCE: usize = L3 + 12;
+const DESTINATION: usize = L3 + 16;
+const L4: usize = L3 + IPV4_HEADER_LEN;
+const DATA_OFFSET: usize = L4 + 12;
+const FLAGS: usize = L4 + 13;
+const TCP_CHECKSUM: usize = L4 + 16;
+
+/// What is kept of such a packet from pass to pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steady {
+    /// As in [`FlowKey`](super::FlowKey).
+    pub addresses: u64,
+    /// As there.
+    pub ports: u32,
+    /// Length of the IP packet: the frame may be longer by Ethernet padding.
+    pub ip_len: u16,
+}
+
+impl Steady {
+    /// Its flow.
+    #[inline(always)]
+    pub fn flow(&self) -> FlowKey {
+        let (source, destination) = ((self.addresses >> 32) as u32, self.addresses as u32);
+        FlowKey::v4(Protocol::TCP, source, destination, self.ports)
+    }
+
+    /// Length of the frame without padding.
+    #[inline(always)]
+    pub fn frame_len(&self) -> usize {
+        L3 + self.ip_len as usize
+    }
+}
+
+/// A good packet of TCP over IPv4, whole, without options of IP, with TTL left, an acknowledgement and neither SYN, FIN nor
+/// RST, whose checksum is finished. `None` of any other.
+#[inline(always)]
+pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
+    let headers: &[u8; HEADERS_LEN] = bytes.first_chunk()?;
+    let byte = |at: usize| headers[at];
+    let short = |at: usize| u16::from_ne_bytes([headers[at], headers[at + 1]]);
+    let long = |at: usize| u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]);
+    // IPv4, version 4, five words of header.
+    let kind = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+    if long(ETHER_TYPE) & kind != u32::from_ne_bytes([0x08, 0x00, 0x45, 0]) {
+        return None;
+    }
+    let is_fragment = short(FRAGMENTATION) & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0;
+    if is_fragment || byte(PROTOCOL) != Protocol::TCP.0 || byte(TTL) <= 1 || !TcpFlags(byte(FLAGS)).is_plain() {
+        return None;
+    }
+    let ip_len = u16::from_be(short(TOTAL_LEN));
+    let tcp_header = (byte(DATA_OFFSET) >> 4) as i32 * 4;
+    let is_whole = L3 + ip_len as usize <= bytes.len();
+    if !is_whole || tcp_header < TCP_HEADER_LEN as i32 || tcp_header > ip_len as i32 - IPV4_HEADER_LEN as i32 {
+        return None;
+    }
+    let addresses = long(SOURCE) as u64 + long(DESTINATION) as u64;
+    // Not 0, as version and length are in it: of a right header a multiple of 0xffff.
+    let header = addresses + long(L3) as u64 + long(L3 + 4) as u64 + long(TTL) as u64;
+    if !header.is_multiple_of(0xffff) {
+        return None;
+    }
+    if offload.segmentation.is_some() || matches!(offload.checksum, ChecksumOffload::Unfinished { .. }) {
+        return None;
+    }
+    // The pseudo-header: what is left of the length when the IP header is taken off, in the order of memory.
+    let tcp_len = short(TOTAL_LEN) as u64 + !(IPV4_HEADER_LEN as u16).to_be() as u64;
+    let pseudo = addresses + tcp_len + (Protocol::TCP.0 as u16).to_be() as u64;
+    if checksum::may_be_sum(pseudo, short(TCP_CHECKSUM)) {
+        return None;
+    }
+    Some(Steady {
+        addresses: (u32::from_be(long(SOURCE)) as u64) << 32 | u32::from_be(long(DESTINATION)) as u64,
+        ports: u32::from_be(long(L4)),
+        ip_len,
+    })
+}
+
+/// The headers of a packet that [`read`] took.
+pub struct Headers<'a>(&'a mut [u8; HEADERS_LEN]);
+
+/// What a decremented TTL does to the header checksum: the word of TTL and protocol becomes smaller by 0x0100.
+const TTL_DELTA: Delta = Delta::from_sum((!0x0100u16).to_be());
+
+impl<'a> Headers<'a> {
+    /// Of a frame that begins with them.
+    #[inline(always)]
+    pub fn of(bytes: &'a mut [u8]) -> Option<Headers<'a>> {
+        bytes.first_chunk_mut().map(Headers)
+    }
+
+    /// DSCP and ECN.
+    #[inline(always)]
+    pub fn traffic_class(&self) -> u8 {
+        self.0[L3 + 1]
+    }
+
+    /// Don't Fragment.
+    #[inline(always)]
+    pub fn dont_fragment(&self) -> bool {
+        self.short(FRAGMENTATION) & DONT_FRAGMENT.to_be() != 0
+    }
+
+    /// TTL.
+    #[inline(always)]
+    pub fn ttl(&self) -> u8 {
+        self.0[TTL]
+    }
+
+    #[inline(always)]
+    fn short(&self, at: usize) -> u16 {
+        u16::from_ne_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    #[inline(always)]
+    fn long(&self, at: usize) -> u32 {
+        u32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+    }
+
+    #[inline(always)]
+    fn set_short(&mut self, at: usize, value: u16) {
+        self.0[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    }
+
+    /// One off the TTL, and what else changed in the IP header into its checksum.
+    #[inline(always)]
+    fn count_down(&mut self, others: Delta) {
+        let checksum = others.and(TTL_DELTA).apply(self.short(IP_CHECKSUM));
+        self.0[TTL] -= 1;
+        self.set_short(IP_CHECKSUM, checksum);
+    }
+
+    /// As [`rewrite::decrement_ttl`](super::rewrite::decrement_ttl).
+    #[inline(always)]
+    pub fn decrement_ttl(&mut self) {
+        self.count_down(Delta::NONE);
+    }
+
+    /// As [`rewrite::translate`](super::rewrite::translate), to an IPv4 address.
+    #[inline(always)]
+    pub fn translate(&mut self, side: Side, to: Endpoint) {
+        let (at, port_at) = match side {
+            Side::Source => (SOURCE, L4),
+            Side::Destination => (DESTINATION, L4 + 2),
+        };
+        let (new, port) = (to.ipv4().to_be(), to.port.to_be());
+        let addresses = Delta::NONE.u32(self.long(at), new);
+        let ports = addresses.u16(self.short(port_at), port);
+        let checksum = ports.apply(self.short(TCP_CHECKSUM));
+        self.count_down(addresses);
+        self.0[at..at + 4].copy_from_slice(&new.to_ne_bytes());
+        self.set_short(port_at, port);
+        self.set_short(TCP_CHECKSUM, checksum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::parse::{Packet, Parsed, parse};
+    use crate::packet::rewrite;
+    use crate::packet::testing::{ipv4, to_hex};
+
+    fn segment(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let builder = ipv4().tcp(20001, 80, 1000, 0xfaf0).ack(7);
+        builder.write(&mut bytes, payload).expect("a vector takes everything");
+        bytes
+    }
+
+    fn parsed(bytes: &[u8], offload: Offload) -> Parsed {
+        match parse(bytes, offload) {
+            Ok(Packet::Flow(parsed)) => parsed,
+            other => panic!("not a flow: {other:?}: {}", to_hex(bytes)),
+        }
+    }
+
+    proptest! {
+        /// Goal: both ways write the same. How: a good packet, any address and port.
+        #[test]
+        fn rewritten_as_by_the_long_way(
+            payload in proptest::collection::vec(any::<u8>(), 0..60), address: u32, port: u16, source: bool,
+        ) {
+            let before = segment(&payload);
+            let parsed = parsed(&before, Offload::default());
+            let Some(steady) = read(&before, Offload::default()) else {
+                // One of 65,536 looks unfinished.
+                prop_assume!(false);
+                unreachable!();
+            };
+            prop_assert_eq!((steady.flow(), steady.frame_len()), (parsed.flow, before.len()));
+            let (side, to) = (if source { Side::Source } else { Side::Destination }, Endpoint::v4(address, port));
+            let (mut short, mut long) = (before.clone(), before.clone());
+            Headers::of(&mut short).unwrap().translate(side, to);
+            rewrite::translate(&mut long, &parsed, side, to, ChecksumOffload::Finished);
+            prop_assert_eq!(to_hex(&short), to_hex(&long));
+            let (mut short, mut long) = (before.clone(), before);
+            Headers::of(&mut short).unwrap().decrement_ttl();
+            rewrite::decrement_ttl(&mut long, &parsed);
+            prop_assert_eq!(to_hex(&short), to_hex(&long));
+        }
+
+        /// Goal: what is taken is what [`parse`] takes, and nothing special. How: headers with bytes changed, their checksum
+        /// made right again, frames cut and padded.
+        #[test]
+        fn takes_no_other(
+            changes in proptest::collection::vec((L3..HEADERS_LEN, any::<u8>()), 0..3), right: bool, len in 0usize..100,
+        ) {
+            let mut bytes = segment(b"payload");
+            for (at, value) in changes {
+                bytes[at] = value;
+            }
+            if right {
+                bytes[IP_CHECKSUM..][..2].fill(0);
+                let sum = checksum::of(&bytes[L3..L4]);
+                bytes[IP_CHECKSUM..][..2].copy_from_slice(&sum.to_be_bytes());
+            }
+            bytes.resize(len, 0);
+            if let Some(steady) = read(&bytes, Offload::default()) {
+                let parsed = parsed(&bytes, Offload::default());
+                prop_assert_eq!((steady.flow(), steady.frame_len()), (parsed.flow, parsed.end as usize));
+                prop_assert!(parsed.is_plain() && parsed.ttl > 1 && parsed.tcp_flags.is_plain());
+                prop_assert_eq!(bytes[FLAGS], parsed.tcp_flags.0);
+            }
+        }
+
+        /// Goal: nobody updates a checksum that is not there yet. How: the pseudo-header's sum in its place, said or not.
+        #[test]
+        fn takes_no_unfinished_checksum(payload in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let mut bytes = segment(&payload);
+            let flow = parsed(&bytes, Offload::default()).flow;
+            let unfinished = ChecksumOffload::Unfinished { start: L4 as u16, offset: (TCP_CHECKSUM - L4) as u16 };
+            let offload = |checksum| Offload { checksum, segmentation: None };
+            prop_assert_eq!(read(&bytes, offload(unfinished)), None);
+            let pseudo = checksum::fold(checksum::pseudo_header(&flow, (bytes.len() - L4) as u32));
+            bytes[TCP_CHECKSUM..][..2].copy_from_slice(&pseudo.to_be_bytes());
+            prop_assert_eq!(read(&bytes, offload(ChecksumOffload::Unknown)), None);
+        }
+    }
+}
