@@ -21,7 +21,7 @@ use uvs::scheduler::{Candidate, Load, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 use uvs::table::{
     Counters, Destination, DestinationId, Hops, Interface, InterfaceId, LocalAddresses, NextHop, Reach, Service,
-    Services, Table,
+    Services, Table, Way,
 };
 
 /// Destinations of the service.
@@ -262,9 +262,11 @@ fn destination(method: Method, n: u32) -> Destination {
         weight: 1,
         upper_threshold: 0,
         lower_threshold: 0,
+        way: Way::default(),
         load: Arc::new(Load::default()),
         counters: Arc::new([Counters::default()]),
     }
+    .prepared()
 }
 
 const CHUNK: usize = 2048;

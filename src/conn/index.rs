@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::entries::{advise_huge_pages, equal_lanes};
+use super::entries::{advise_huge_pages, equal_lanes, prefetch};
 use super::layout::Direction;
 
 /// References a bucket holds.
@@ -57,24 +57,18 @@ pub enum Refused {
     NoRoom,
 }
 
-/// Hash of a key: the upper half chooses the bucket, the lowest 16 bits are the tag.
+/// Hash of a key, as the index asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hash(u64);
+pub struct Hash {
+    /// The bucket that a search reads first.
+    home: u32,
+    /// Never 0, which marks an empty lane.
+    tag: u16,
+}
 
 impl Hash {
     /// Of nothing.
-    pub const NONE: Hash = Hash(0);
-
-    #[inline]
-    pub(super) fn new(bits: u64) -> Hash {
-        // A tag is never 0, which marks an empty lane.
-        Hash(bits | 1)
-    }
-
-    #[inline]
-    fn tag(self) -> u16 {
-        self.0 as u16
-    }
+    pub const NONE: Hash = Hash { home: 0, tag: 1 };
 }
 
 /// What a search will most likely find: see `Index::first_guess`.
@@ -122,6 +116,13 @@ impl Bucket {
         let low = self.tags[0].load(Ordering::Relaxed);
         let high = self.tags[1].load(Ordering::Relaxed);
         equal_lanes(low, high, tag)
+    }
+
+    /// The reference in the lowest of these lanes.
+    #[inline(always)]
+    fn first(&self, lanes: u32) -> u32 {
+        // Acquire: the entry's words were written before its reference.
+        self.references[lanes.trailing_zeros() as usize % LANES].load(Ordering::Acquire)
     }
 
     /// Fills a lane that is empty. The bucket is locked.
@@ -208,44 +209,69 @@ impl Index {
         }
     }
 
+    /// Every bucket.
+    #[inline]
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
     pub fn bytes(&self) -> usize {
         size_of_val(&self.buckets[..])
     }
 
-    #[inline]
-    fn home(&self, hash: Hash) -> usize {
-        (((hash.0 >> 32) * self.homes) >> 32) as usize
-    }
-
-    /// The bucket that a search for this hash reads first.
-    #[inline]
-    pub fn home_bucket(&self, hash: Hash) -> &Bucket {
-        &self.buckets[self.home(hash)]
-    }
-
-    /// The first reference that a search of this hash looks at, unless it is beyond the home bucket.
-    #[inline]
-    pub fn first_guess(&self, hash: Hash) -> Guess {
-        let bucket = self.home_bucket(hash);
-        let lanes = bucket.matches(hash.tag());
-        if lanes == 0 {
-            return Guess(Reference::EMPTY);
+    /// From the hashed bits of a key: the upper half chooses the bucket, the lowest 16 are the tag.
+    #[inline(always)]
+    pub fn hash(&self, bits: u64) -> Hash {
+        Hash {
+            home: ((bits >> 32) * self.homes >> 32) as u32,
+            tag: bits as u16 | 1,
         }
-        // Acquire: as in `find`.
-        Guess(bucket.references[lanes.trailing_zeros() as usize % LANES].load(Ordering::Acquire))
+    }
+
+    /// Starts loading what a search of this hash reads first.
+    #[inline(always)]
+    pub fn prefetch(&self, hash: Hash) {
+        prefetch(&self.buckets, hash.home as usize);
+    }
+
+    /// The first reference that a search of this hash looks at.
+    #[inline(always)]
+    pub fn first_guess(buckets: &[Bucket], hash: Hash) -> Guess {
+        let bucket = &buckets[hash.home as usize];
+        let lanes = bucket.matches(hash.tag);
+        if lanes == 0 {
+            return Index::guess_beyond_home(buckets, hash);
+        }
+        Guess(bucket.first(lanes))
+    }
+
+    #[cold]
+    fn guess_beyond_home(buckets: &[Bucket], hash: Hash) -> Guess {
+        for pair in buckets[hash.home as usize..][..PROBES_MAX].windows(2) {
+            if !pair[0].overflows() {
+                break;
+            }
+            let lanes = pair[1].matches(hash.tag);
+            if lanes != 0 {
+                return Guess(pair[1].first(lanes));
+            }
+        }
+        Guess::NONE
+    }
+
+    /// The buckets where a key may be.
+    #[inline]
+    fn probes(&self, hash: Hash) -> &[Bucket] {
+        &self.buckets[hash.home as usize..][..PROBES_MAX]
     }
 
     /// The first reference with this hash's tag that `is_it` takes.
     #[inline]
     pub fn find(&self, hash: Hash, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
-        let home = self.home(hash);
-        let tag = hash.tag();
-        for bucket in &self.buckets[home..home + PROBES_MAX] {
-            let mut lanes = bucket.matches(tag);
+        for bucket in self.probes(hash) {
+            let mut lanes = bucket.matches(hash.tag);
             while lanes != 0 {
-                let lane = lanes.trailing_zeros() as usize % LANES;
-                // Acquire: the entry's words were written before its reference.
-                let reference = bucket.references[lane].load(Ordering::Acquire);
+                let reference = bucket.first(lanes);
                 if reference != Reference::EMPTY && is_it(Reference(reference)) {
                     return Some(Reference(reference));
                 }
@@ -272,7 +298,7 @@ impl Index {
             return Err(Refused::Exists(there));
         }
         publish();
-        window.place(hash.tag(), reference).map(|_| ()).ok_or(Refused::NoRoom)
+        window.place(hash.tag, reference).map(|_| ()).ok_or(Refused::NoRoom)
     }
 
     /// Inserts a key that may be there: of several the newest is found first, as in the kernel's lists.
@@ -283,11 +309,11 @@ impl Index {
         mut is_same: impl FnMut(Reference) -> bool,
     ) -> Result<(), Refused> {
         let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
-        let place = window.place(hash.tag(), reference).ok_or(Refused::NoRoom)?;
+        let place = window.place(hash.tag, reference).ok_or(Refused::NoRoom)?;
         // Each older one before that place moves to the place of the next older, and the oldest of them to that place.
         let mut carried = reference;
         for (distance, bucket) in window.buckets[..=place.0].iter().enumerate() {
-            let mut lanes = bucket.matches(hash.tag());
+            let mut lanes = bucket.matches(hash.tag);
             while lanes != 0 {
                 let lane = lanes.trailing_zeros() as usize % LANES;
                 lanes &= lanes - 1;
@@ -330,9 +356,8 @@ impl Index {
     /// Locks the home bucket.
     #[inline]
     fn window(&self, hash: Hash) -> Option<Window<'_>> {
-        let home = self.home(hash);
         let mut window = Window {
-            buckets: &self.buckets[home..home + PROBES_MAX],
+            buckets: self.probes(hash),
             locked: 0,
         };
         window.lock_next().then_some(window)

@@ -58,5 +58,6 @@ pub use layout::{Direction, Kind};
 pub use recover::{Recovered, Recovery, move_entries};
 pub use slots::CAPACITY_MAX;
 pub use state::{State, StateChange, TimeoutTable};
+pub use steady::Reader;
 pub use table::{ConnectionTable, Guess, Hash, WorkerId};
 pub use time::{Tick, ticks_of_seconds};

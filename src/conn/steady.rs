@@ -2,18 +2,48 @@
 
 use std::sync::atomic::Ordering;
 
+use super::entries::{Slot, prefetch};
 use super::entry::{EntryRef, Hit};
-use super::index::Guess;
+use super::index::{Bucket, Guess, Hash, Index};
 use super::layout::{ADDRESSES, CONTROL, Control, Direction, PORTS};
 use super::table::ConnectionTable;
 use crate::packet::steady::Steady;
 
+/// A table as it is read for every packet of a batch: where things are is looked up once.
+#[derive(Clone, Copy)]
+pub struct Reader<'t> {
+    table: &'t ConnectionTable,
+    buckets: &'t [Bucket],
+    slots: &'t [Slot],
+}
+
 impl ConnectionTable {
+    /// For a batch.
+    #[inline(always)]
+    pub fn reader(&self) -> Reader<'_> {
+        Reader {
+            table: self,
+            buckets: self.index.buckets(),
+            slots: self.slots(),
+        }
+    }
+}
+
+impl<'t> Reader<'t> {
+    /// Starts loading the entry that a lookup of this hash most likely finds, and says which: for
+    /// [`confirm`](ConnectionTable::confirm) in the same batch. Its bucket should be loaded by now.
+    #[inline(always)]
+    pub fn prefetch_entry(&self, hash: Hash) -> Guess {
+        let guess = Index::first_guess(self.buckets, hash);
+        prefetch(self.slots, guess.slot() as usize);
+        guess
+    }
+
     /// As [`confirm`](ConnectionTable::confirm), for a packet whose flags leave an established connection established. `None`
     /// of any other entry.
     #[inline(always)]
-    pub fn confirm_steady(&self, guess: Guess, key: &Steady) -> Option<Hit<'_>> {
-        let slot = self.slots().get(guess.slot() as usize)?;
+    pub fn confirm_steady(&self, guess: Guess, key: &Steady) -> Option<Hit<'t>> {
+        let slot = self.slots.get(guess.slot() as usize)?;
         let word = |n: usize| slot.words[n].load(Ordering::Relaxed);
         let seen = Control(word(CONTROL));
         let direction = guess.direction();
@@ -25,7 +55,7 @@ impl ConnectionTable {
             && ports == key.ports
             && word(ADDRESSES + direction as usize) == key.addresses;
         fits.then_some(Hit {
-            entry: EntryRef { table: self, slot },
+            entry: EntryRef { table: self.table, slot },
             direction,
             seen,
         })

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::hash::Hasher;
 
 use super::call_ids::{CallId, CallIds, TemplateKey};
-use super::entries::{Entries, SLOT_BYTES, Slot, prefetch};
+use super::entries::{Entries, SLOT_BYTES, Slot};
 use super::entry::{Connection, EntryRef, Hit};
 use super::epoch::Epochs;
 use super::expire::{Retired, Sweeper};
@@ -144,24 +144,13 @@ impl ConnectionTable {
         if let Some(call_id) = call_id {
             hasher.write_u64(call_id.word());
         }
-        Hash::new(hasher.finish())
+        self.index.hash(hasher.finish())
     }
 
     /// Starts loading what a lookup of this hash reads first.
     #[inline]
     pub fn prefetch_bucket(&self, hash: Hash) {
-        prefetch(self.index.home_bucket(hash));
-    }
-
-    /// Starts loading the entry that a lookup of this hash most likely finds, and says which: for
-    /// [`confirm`](ConnectionTable::confirm) in the same batch. Its bucket should be loaded by now.
-    #[inline]
-    pub fn prefetch_entry(&self, hash: Hash) -> Guess {
-        let guess = self.index.first_guess(hash);
-        if let Some(slot) = self.slots().get(guess.slot() as usize) {
-            prefetch(slot);
-        }
-        guess
+        self.index.prefetch(hash);
     }
 
     /// The connection of a packet, by either direction of NAT connections. Of several that one reply matches, the newest.
@@ -170,7 +159,7 @@ impl ConnectionTable {
         self.hit(self.find(hash, key)?)
     }
 
-    /// The same from what [`prefetch_entry`](ConnectionTable::prefetch_entry) guessed, without reading the index again.
+    /// The same from what [`prefetch_entry`](super::steady::Reader::prefetch_entry) guessed, without reading the index again.
     /// Almost always right; `None` says only that a [`lookup`](ConnectionTable::lookup) is due.
     #[inline(always)]
     pub fn confirm(&self, guess: Guess, key: &FlowKey) -> Option<Hit<'_>> {

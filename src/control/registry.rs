@@ -21,7 +21,7 @@ use crate::io::filter::Rule;
 use crate::scheduler::{self, Candidate, Load, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, Tunnel};
 use crate::table::{
-    self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Supplies, Table,
+    self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Supplies, Table, Way,
 };
 
 /// How long an idle removed destination can still be revived (IP_VS_DEST_TRASH_PERIOD).
@@ -208,7 +208,10 @@ impl Registry {
         Table {
             generation: self.generation,
             services: Services::new(services, self.nat_sources.clone()),
-            destinations: self.live.clone(),
+            destinations: {
+                debug_assert!(self.live.iter().flatten().all(|live| live.is_prepared()));
+                self.live.clone()
+            },
             interfaces,
             local,
             timeouts: state.timeouts,
@@ -227,7 +230,9 @@ impl Registry {
             let address = live.key.address;
             let reach = *answers.entry(address).or_insert_with(|| routes.reach(address));
             if live.reach != reach {
-                Arc::make_mut(live).reach = reach;
+                let live = Arc::make_mut(live);
+                live.reach = reach;
+                live.prepare();
                 changed = true;
             }
         }
@@ -351,7 +356,9 @@ impl Registry {
 
     fn set_absent(&mut self, id: DestinationId) {
         if let Some(live) = &mut self.live[id.0 as usize] {
-            Arc::make_mut(live).present = false;
+            let live = Arc::make_mut(live);
+            live.present = false;
+            live.prepare();
         }
         self.trash.insert(id);
     }
@@ -444,6 +451,7 @@ impl Registry {
             live.upper_threshold = wanted.upper_threshold;
             live.lower_threshold = wanted.lower_threshold;
             live.reach = routes.reach(wanted.key.address);
+            live.prepare();
         }
         id
     }
@@ -469,7 +477,7 @@ impl Registry {
             was_nat: false,
             last_weight: wanted.weight,
         };
-        let live = Arc::new(table::Destination {
+        let live = table::Destination {
             key: wanted.key,
             method: wanted.method,
             tunnel: wanted.tunnel,
@@ -478,9 +486,11 @@ impl Registry {
             weight: wanted.weight,
             upper_threshold: wanted.upper_threshold,
             lower_threshold: wanted.lower_threshold,
+            way: Way::default(),
             load: Arc::new(Load::default()),
             counters: (0..self.workers).map(|_| Counters::default()).collect(),
-        });
+        };
+        let live = Arc::new(live.prepared());
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id.0 as usize] = Some(slot);

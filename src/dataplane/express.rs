@@ -8,12 +8,12 @@ use super::driver::Driver;
 use super::pipeline::{Finding, Looked};
 use super::round::Round;
 use crate::conn::{Direction, EntryRef, Hit};
-use crate::forward::{masq, route, tunnel};
-use crate::packet::rewrite::{Endpoint, Side};
-use crate::packet::steady::Steady;
-use crate::packet::{Frame, Mac, TcpFlags};
+use crate::forward::tunnel;
+use crate::packet::rewrite::{Endpoint, Link, Side};
+use crate::packet::steady::{Headers, Steady};
+use crate::packet::{ETHERNET_HEADER_LEN, Frame, Mac, TcpFlags};
 use crate::service::Method;
-use crate::table::{Destination, DestinationId, HopId, InterfaceId, Reach};
+use crate::table::{Counters, Destination, DestinationId, HopId, InterfaceId};
 
 impl<D: Driver> Round<'_, D> {
     /// `Some`: the frame is rewritten and counted as traffic, and leaves there. `None`: nothing has happened to it, but that
@@ -28,18 +28,12 @@ impl<D: Driver> Round<'_, D> {
         let Finding::Steady(packet) = &looked.finding else {
             return None;
         };
-        let hit = self.connections.confirm_steady(looked.guess, packet)?;
+        let hit = self.reader.confirm_steady(looked.guess, packet)?;
         let destination = self.table.destination(DestinationId(hit.entry.destination_id()))?;
-        let exit = match hit.direction {
-            Direction::Forward => self.express_inbound(frame, interface, packet, hit, destination)?,
-            Direction::Reply => self.express_outbound(frame, packet, hit, destination)?,
-        };
-        if hit.is_due(self.established_until)
-            && let Some(change) = hit.touch(TcpFlags(TcpFlags::ACK), self.now, self.timeouts)
-        {
-            change.count_on(&destination.load);
+        match hit.direction {
+            Direction::Forward => self.express_inbound(frame, interface, packet, hit, destination),
+            Direction::Reply => self.express_outbound(frame, packet, hit, destination),
         }
-        Some(exit)
     }
 
     #[inline(always)]
@@ -51,37 +45,30 @@ impl<D: Driver> Round<'_, D> {
         hit: Hit<'_>,
         destination: &Destination,
     ) -> Option<InterfaceId> {
-        let Reach::Hop { hop, source } = &destination.reach else {
-            return None;
-        };
-        if !destination.present || packet.ip_len > hop.mtu {
-            return None;
-        }
-        frame.set_len(packet.frame_len()).ok()?;
-        let from = Mac(*frame.bytes().get(6..)?.first_chunk()?);
-        let method = hit.method();
-        match method {
+        let way = &destination.way;
+        match hit.method() {
+            Method::Route => {
+                let mut headers = admit(frame, packet, way.len_max)?;
+                self.count_steady(packet, hit, destination);
+                headers.decrement_ttl();
+                headers.set_link(&way.link);
+            }
             Method::Masq => {
+                let mut headers = admit(frame, packet, way.len_max)?;
+                self.note_link(hit.entry, interface, headers.ethernet());
+                self.count_steady(packet, hit, destination);
                 let to = Endpoint::v4(hit.entry.destination_v4(), hit.entry.destination_port());
-                masq::forward_steady(frame.bytes_mut(), Side::Destination, to, hop)?;
+                headers.translate(Side::Destination, to);
+                headers.set_link(&way.link);
             }
-            Method::Route => route::forward_steady(frame.bytes_mut(), hop)?,
             Method::Tunnel => {
-                let outer = tunnel::Outer {
-                    hop,
-                    source: *source,
-                    destination: destination.key.address,
-                    tunnel: destination.tunnel,
-                    path_mtu_discovery: self.table.sysctls.pmtu_disc != 0,
-                };
-                tunnel::forward_steady(frame, packet, &outer, self.ids)?;
+                let mut wrap = tunnel::SteadyWrap::open(frame, packet, way.tunnel_len_max)?;
+                self.note_link(hit.entry, interface, wrap.ethernet());
+                self.count_steady(packet, hit, destination);
+                wrap.close(packet, way, self.table.sysctls.pmtu_disc != 0, self.ids);
             }
         }
-        if method != Method::Route && !self.hops.is(HopId(hit.entry.client_hop()), interface, from) {
-            self.new_hop(hit.entry, interface, from);
-        }
-        destination.counters[self.worker.0 as usize].count_in(packet.ip_len as u64);
-        Some(hop.interface)
+        Some(way.interface)
     }
 
     #[inline(always)]
@@ -93,19 +80,60 @@ impl<D: Driver> Round<'_, D> {
         destination: &Destination,
     ) -> Option<InterfaceId> {
         let hop = self.client_hop(&hit.entry)?;
-        if packet.ip_len > hop.mtu {
-            return None;
-        }
-        frame.set_len(packet.frame_len()).ok()?;
+        let mut headers = admit(frame, packet, hop.mtu as u32)?;
+        self.keep(hit, destination);
+        self.counters_of(destination).count_out(packet.ip_len as u64);
         let from = Endpoint::v4(hit.entry.virtual_v4(), hit.entry.virtual_port());
-        masq::forward_steady(frame.bytes_mut(), Side::Source, from, &hop)?;
-        destination.counters[self.worker.0 as usize].count_out(packet.ip_len as u64);
+        headers.translate(Side::Source, from);
+        headers.set_link(&Link::new(hop.source, hop.destination));
         Some(hop.interface)
+    }
+
+    /// A client's packet is sent on.
+    #[inline(always)]
+    fn count_steady(&self, packet: &Steady, hit: Hit<'_>, destination: &Destination) {
+        self.keep(hit, destination);
+        self.counters_of(destination).count_in(packet.ip_len as u64);
+    }
+
+    /// The connection lives on.
+    #[inline(always)]
+    fn keep(&self, hit: Hit<'_>, destination: &Destination) {
+        if hit.is_due(self.established_until)
+            && let Some(change) = hit.touch(TcpFlags(TcpFlags::ACK), self.now, self.timeouts)
+        {
+            change.count_on(&destination.load);
+        }
+    }
+
+    /// Ours of the counters of a destination.
+    #[inline(always)]
+    fn counters_of<'d>(&self, destination: &'d Destination) -> &'d Counters {
+        &destination.counters[self.worker.0 as usize]
+    }
+
+    /// The way back to the client, for replies and for errors about tunnels, is where its last frame came from.
+    #[inline(always)]
+    pub(super) fn note_link(&self, entry: EntryRef<'_>, interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) {
+        if !self.hops.is(HopId(entry.client_hop()), interface, link) {
+            self.new_hop(entry, interface, link);
+        }
     }
 
     /// The client's frames come another way now.
     #[cold]
-    fn new_hop(&self, entry: EntryRef<'_>, interface: InterfaceId, from: Mac) {
-        entry.set_client_hop(self.hops.intern(interface, from).0);
+    fn new_hop(&self, entry: EntryRef<'_>, interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) {
+        let [_, _, _, _, _, _, from @ .., _, _] = *link;
+        entry.set_client_hop(self.hops.intern(interface, Mac(from)).0);
     }
+}
+
+/// The headers of a packet that is short enough. Takes Ethernet padding off.
+#[inline(always)]
+fn admit<'f, F: Frame>(frame: &'f mut F, packet: &Steady, len_max: u32) -> Option<Headers<'f>> {
+    if packet.ip_len > len_max {
+        return None;
+    }
+    frame.set_len(packet.frame_len()).ok()?;
+    Headers::of(frame.bytes_mut())
 }

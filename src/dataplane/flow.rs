@@ -110,8 +110,10 @@ impl<D: Driver> Round<'_, D> {
             change.count_on(&destination.load);
         }
         let method = hit.method();
-        if method != Method::Route {
-            self.note_hop(frame, interface, hit.entry);
+        if method != Method::Route
+            && let Some(link) = frame.bytes().first_chunk()
+        {
+            self.note_link(hit.entry, interface, link);
         }
         let endpoint = || endpoint_of_destination(&hit.entry, parsed.flow.family);
         if hit.is_helped() {
@@ -121,18 +123,6 @@ impl<D: Driver> Round<'_, D> {
             };
         }
         self.send(frame, interface, parsed, method, destination, endpoint)
-    }
-
-    /// The way back to the client, for replies and for errors about tunnels, is where its last frame came from.
-    #[inline]
-    fn note_hop<F: Frame>(&self, frame: &F, interface: InterfaceId, entry: EntryRef<'_>) {
-        let from = frame.bytes()[6..]
-            .first_chunk()
-            .map(|mac| Mac(*mac))
-            .unwrap_or_default();
-        if !self.hops.is(HopId(entry.client_hop()), interface, from) {
-            entry.set_client_hop(self.hops.intern(interface, from).0);
-        }
     }
 
     /// Forwards a client's packet by `method`.

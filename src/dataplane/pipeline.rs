@@ -151,6 +151,7 @@ impl Pipeline {
         let now = Tick::from_boot_ns(now_ns);
         let mut round = Round {
             connections: &self.connections,
+            reader: self.connections.reader(),
             hops: &self.hops,
             table,
             timeouts: &self.timeouts,
@@ -186,8 +187,9 @@ impl Pipeline {
                 None => looked.look_closer(&received.frame, connections),
             }
         }
+        let reader = connections.reader();
         for looked in &mut self.looked[..batch.len()] {
-            looked.guess = connections.prefetch_entry(looked.hash);
+            looked.guess = reader.prefetch_entry(looked.hash);
         }
         if self.long_way_only {
             // Without a guess the index is searched, on the long way.

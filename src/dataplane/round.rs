@@ -6,7 +6,7 @@ use super::counters::FrameCounts;
 use super::driver::{Driver, Received};
 use super::pieces::Exit;
 use super::pipeline::{ErrorBudget, Finding, Looked};
-use crate::conn::{ConnectionTable, Tick, TimeoutTable, WorkerId};
+use crate::conn::{ConnectionTable, Reader, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::{Packet, parse};
@@ -34,6 +34,7 @@ pub(super) enum Verdict {
 /// A batch under way.
 pub(super) struct Round<'a, D: Driver> {
     pub connections: &'a ConnectionTable,
+    pub reader: Reader<'a>,
     pub hops: &'a Hops,
     pub table: &'a Table,
     pub timeouts: &'a TimeoutTable,

@@ -4,7 +4,6 @@
 
 use super::{Limit, Outcome, admit, is_simple, ready};
 use crate::packet::rewrite::{self, Endpoint, Side};
-use crate::packet::steady::Headers;
 use crate::packet::{ChecksumOffload, Frame, Parsed};
 use crate::table::NextHop;
 
@@ -40,14 +39,6 @@ fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, side: Side, limit: Limit, t
         return Outcome::Ready;
     }
     forward_any(frame, parsed, side, limit, to, hop)
-}
-
-/// The same of a packet that needs nothing but to be rewritten. `None`: it is none; nothing was written.
-#[inline(always)]
-pub fn forward_steady(bytes: &mut [u8], side: Side, to: Endpoint, hop: &NextHop) -> Option<()> {
-    Headers::of(bytes)?.translate(side, to);
-    rewrite::set_link(bytes, hop.source, hop.destination);
-    Some(())
 }
 
 /// Any frame.

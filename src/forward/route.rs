@@ -4,7 +4,6 @@
 
 use super::{Limit, Outcome, admit, is_simple, ready};
 use crate::packet::rewrite;
-use crate::packet::steady::Headers;
 use crate::packet::{ChecksumOffload, Frame, Parsed};
 use crate::table::NextHop;
 
@@ -23,14 +22,6 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, hop: &NextHop) -> Outco
     rewrite::decrement_ttl(bytes, parsed);
     rewrite::set_link(bytes, hop.source, hop.destination);
     Outcome::Ready
-}
-
-/// The same of a packet that needs nothing but to be rewritten. `None`: it is none; nothing was written.
-#[inline(always)]
-pub fn forward_steady(bytes: &mut [u8], hop: &NextHop) -> Option<()> {
-    Headers::of(bytes)?.decrement_ttl();
-    rewrite::set_link(bytes, hop.source, hop.destination);
-    Some(())
 }
 
 /// Any frame.

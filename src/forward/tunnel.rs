@@ -10,14 +10,14 @@
 use std::net::IpAddr;
 
 use super::{Cut, Identifications, Limit, Outcome, admit, dont_fragment, is_simple};
-use crate::packet::build::{self, Ipv4Header, Ipv6Header};
+use crate::packet::build::{self, Ipv4Header, Ipv6Header, OuterFields};
 use crate::packet::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::rewrite;
-use crate::packet::steady::{Headers, Steady};
+use crate::packet::steady::{HEADERS_LEN, Headers, Steady};
 use crate::packet::{ChecksumOffload, ETHERNET_HEADER_LEN, Family, Frame, Offload, Parsed, Protocol, Reassembled};
 use crate::packet::{checksum, flow::FlowKey};
 use crate::service::{Tunnel, TunnelChecksum, TunnelKind};
-use crate::table::NextHop;
+use crate::table::{NextHop, Way};
 
 /// What the outer header says.
 #[derive(Clone, Copy, Debug)]
@@ -156,57 +156,58 @@ pub fn forward<F: Frame>(frame: &mut F, parsed: &Parsed, outer: &Outer<'_>, ids:
     }
 }
 
-/// [`forward`] of a packet that needs nothing but to be wrapped, IPv4 in IPv4. `None`: it is none; nothing was written.
-#[inline(always)]
-pub fn forward_steady<F: Frame>(
-    frame: &mut F,
-    packet: &Steady,
-    outer: &Outer<'_>,
-    ids: &mut Identifications,
-) -> Option<()> {
-    const OVERHEAD: usize = IPV4_HEADER_LEN;
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (outer.source, outer.destination) else {
-        return None;
-    };
-    let total_len = packet.ip_len as u32 + OVERHEAD as u32;
-    let plain = outer.tunnel.kind == TunnelKind::Ipip
-        && outer.tunnel.checksum == TunnelChecksum::NoCsum
-        && total_len <= outer.hop.mtu as u32;
-    if !plain {
-        return None;
+/// [`forward`] of a packet that needs nothing but to be wrapped, IPv4 in IPv4: its headers, and the room in front of them.
+pub struct SteadyWrap<'a>(&'a mut [u8; STEADY_OVERHEAD + HEADERS_LEN]);
+
+const STEADY_OVERHEAD: usize = IPV4_HEADER_LEN;
+
+impl<'a> SteadyWrap<'a> {
+    /// Makes room. `None`: there is none, or the packet is too long; nothing was written.
+    #[inline(always)]
+    pub fn open<F: Frame>(frame: &'a mut F, packet: &Steady, len_max: u32) -> Option<SteadyWrap<'a>> {
+        if packet.ip_len > len_max {
+            return None;
+        }
+        frame.set_len(packet.frame_len()).ok()?;
+        frame.grow_front(STEADY_OVERHEAD).ok()?;
+        let front = frame.bytes_mut().first_chunk_mut();
+        Some(SteadyWrap(front.expect("so much was read, and so much added")))
     }
-    frame.grow_front(OVERHEAD).ok()?;
-    let bytes = frame.bytes_mut();
-    let mut inner = Headers::of(&mut bytes[OVERHEAD..]).expect("it has them, and grew by so much");
-    inner.decrement_ttl();
-    let dont_fragment = outer.path_mtu_discovery && inner.dont_fragment();
-    let header = Ipv4Header {
-        traffic_class: outer_traffic_class(inner.traffic_class()),
-        total_len: total_len as u16,
-        id: if dont_fragment { 0 } else { ids.ipv4() },
-        dont_fragment,
-        ttl: inner.ttl(),
-        protocol: Protocol::IPIP,
-        source,
-        destination,
-    };
-    let (link, ip) = bytes.split_at_mut(ETHERNET_HEADER_LEN);
-    rewrite::set_link(link, outer.hop.source, outer.hop.destination);
-    link[12..].copy_from_slice(&[0x08, 0x00]);
-    header.write(ip.first_chunk_mut().expect("it grew by so much"));
-    Some(())
+
+    #[inline(always)]
+    fn inner(&mut self) -> Headers<'_> {
+        Headers::of(&mut self.0[STEADY_OVERHEAD..]).expect("as long as they are")
+    }
+
+    /// The Ethernet header that it came with.
+    #[inline(always)]
+    pub fn ethernet(&self) -> &[u8; ETHERNET_HEADER_LEN] {
+        self.0[STEADY_OVERHEAD..].first_chunk().expect("longer than that")
+    }
+
+    /// Writes the outer header.
+    #[inline(always)]
+    pub fn close(&mut self, packet: &Steady, way: &Way, path_mtu_discovery: bool, ids: &mut Identifications) {
+        let mut inner = self.inner();
+        inner.decrement_ttl();
+        let dont_fragment = path_mtu_discovery && inner.dont_fragment();
+        let fields = OuterFields {
+            traffic_class: outer_traffic_class(inner.traffic_class()),
+            total_len: (packet.ip_len + STEADY_OVERHEAD as u32) as u16,
+            id: if dont_fragment { None } else { Some(ids.ipv4()) },
+            ttl: inner.ttl(),
+        };
+        let mut outer = Headers::of(self.0).expect("longer than they are");
+        outer.set_link(&way.link);
+        outer.set_outer(&way.outer, fields);
+    }
 }
 
 /// The outer DSCP and ECN: congestion experienced further back is not this hop's to report (RFC 3168 section 9.1.1).
 #[inline]
 fn outer_traffic_class(inner: u8) -> u8 {
-    const CONGESTION_EXPERIENCED: u8 = 3;
-    const ECT_0: u8 = 2;
-    if inner & 3 == CONGESTION_EXPERIENCED {
-        inner & !3 | ECT_0
-    } else {
-        inner
-    }
+    // 3 (CE) becomes 2 (ECT(0)); 0, 1 and 2 stay.
+    inner & !(inner >> 1 & 1)
 }
 
 /// The place of an unfinished checksum moves with the front.

@@ -8,7 +8,7 @@ use pnet_packet::{MutablePacket, ethernet::EtherType};
 
 use super::checksum;
 use super::flow::Protocol;
-use super::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use super::parse::{DONT_FRAGMENT, IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 
 /// An IPv4 header without options.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,64 @@ impl Ipv4Header {
             header[at * 4..][..4].copy_from_slice(&word.to_ne_bytes());
         }
         header[10..12].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
+    }
+}
+
+/// What is the same in the outer headers of all packets of IPv4 in IPv4 (RFC 2003) to one destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OuterIpv4 {
+    /// Source and destination.
+    addresses: [u8; 8],
+    /// The sum of their words, in the order of memory.
+    sum: u32,
+}
+
+/// What is not the same, copied from the inner header or made for it.
+#[derive(Clone, Copy, Debug)]
+pub struct OuterFields {
+    /// As in [`Ipv4Header`].
+    pub traffic_class: u8,
+    /// As there.
+    pub total_len: u16,
+    /// As there; `None`: 0, and Don't Fragment.
+    pub id: Option<u16>,
+    /// As there.
+    pub ttl: u8,
+}
+
+impl OuterIpv4 {
+    /// Of a tunnel between these.
+    pub fn new(source: Ipv4Addr, destination: Ipv4Addr) -> OuterIpv4 {
+        let mut addresses = [0; 8];
+        addresses[..4].copy_from_slice(&source.octets());
+        addresses[4..].copy_from_slice(&destination.octets());
+        let (words, _) = addresses.as_chunks();
+        OuterIpv4 {
+            addresses,
+            sum: words.iter().map(|word| u16::from_ne_bytes(*word) as u32).sum(),
+        }
+    }
+
+    /// Writes the header, as [`Ipv4Header::write`] does.
+    #[inline(always)]
+    pub fn write(&self, fields: OuterFields, header: &mut [u8; IPV4_HEADER_LEN]) {
+        let (flags, id) = match fields.id {
+            Some(id) => (0, id),
+            None => (DONT_FRAGMENT, 0),
+        };
+        let words = [
+            u16::from_ne_bytes([0x45, fields.traffic_class]),
+            fields.total_len.to_be(),
+            id.to_be(),
+            flags.to_be(),
+            u16::from_ne_bytes([fields.ttl, Protocol::IPIP.0]),
+        ];
+        let sum = words.iter().fold(self.sum, |sum, word| sum + *word as u32);
+        for (at, word) in words.into_iter().enumerate() {
+            header[at * 2..][..2].copy_from_slice(&word.to_ne_bytes());
+        }
+        header[10..12].copy_from_slice(&(!checksum::fold_short(sum)).to_ne_bytes());
+        header[12..].copy_from_slice(&self.addresses);
     }
 }
 

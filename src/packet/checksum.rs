@@ -9,7 +9,12 @@ use super::flow::{Family, FlowKey};
 #[inline(always)]
 pub fn fold(sum: u64) -> u16 {
     let (sum, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
-    let sum = sum + carry as u32;
+    fold_short(sum + carry as u32)
+}
+
+/// The same of a sum of words whose carries have room in 32 bits.
+#[inline(always)]
+pub fn fold_short(sum: u32) -> u16 {
     // Both halves swapped and added: the upper half is their sum with its carry brought round.
     (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
@@ -18,7 +23,7 @@ pub fn fold(sum: u64) -> u16 {
 /// nothing modulo that.) Says yes of 0 where 0xffff would be right, and the other way round.
 #[inline(always)]
 pub fn may_be_sum(sum: u64, field: u16) -> bool {
-    (sum + (!field) as u64).is_multiple_of(0xffff)
+    (sum + 0xffff - field as u64).is_multiple_of(0xffff)
 }
 
 /// Sum of some bytes; an odd last byte counts as the high half of a word (RFC 1071 section 4.1).

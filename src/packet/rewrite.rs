@@ -82,6 +82,20 @@ pub fn set_link(bytes: &mut [u8], source: Mac, destination: Mac) {
     bytes[6..12].copy_from_slice(&source.0);
 }
 
+/// Both Ethernet addresses as they are in a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Link(pub(super) [u8; 12]);
+
+impl Link {
+    /// From our address to that of the next hop.
+    #[inline(always)]
+    pub fn new(source: Mac, destination: Mac) -> Link {
+        let mut link = Link::default();
+        set_link(&mut link.0, source, destination);
+        link
+    }
+}
+
 /// What a decremented TTL does to the header checksum: the word of TTL and protocol becomes smaller by 0x0100.
 const TTL_DELTA: Delta = Delta::from_sum(!0x0100);
 

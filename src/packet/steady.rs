@@ -4,10 +4,11 @@
 //! [`read`] says less of a packet than [`parse`](super::parse::parse) and the same: what it refuses only takes longer. Words
 //! are read and written as they are in memory, which saves swapping them (RFC 1071 section 2 B).
 
-use super::checksum::{self, Delta};
+use super::build::{OuterFields, OuterIpv4};
+use super::checksum;
 use super::frame::{ChecksumOffload, Offload};
 use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_HEADER_LEN, MORE_FRAGMENTS, TcpFlags};
-use super::rewrite::{Endpoint, Side};
+use super::rewrite::{Endpoint, Link, Side};
 use super::{ETHERNET_HEADER_LEN, FlowKey, Protocol};
 
 /// Bytes of the headers: Ethernet, IPv4 and TCP, the last two without options. (TCP's may follow.)
@@ -36,7 +37,7 @@ pub struct Steady {
     /// As there.
     pub ports: u32,
     /// Length of the IP packet: the frame may be longer by Ethernet padding.
-    pub ip_len: u16,
+    pub ip_len: u32,
 }
 
 impl Steady {
@@ -71,7 +72,7 @@ pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
     if is_fragment || byte(PROTOCOL) != Protocol::TCP.0 || byte(TTL) <= 1 || !TcpFlags(byte(FLAGS)).is_plain() {
         return None;
     }
-    let ip_len = u16::from_be(short(TOTAL_LEN));
+    let ip_len = u16::from_be(short(TOTAL_LEN)) as u32;
     let tcp_header = (byte(DATA_OFFSET) >> 4) as i32 * 4;
     let is_whole = L3 + ip_len as usize <= bytes.len();
     if !is_whole || tcp_header < TCP_HEADER_LEN as i32 || tcp_header > ip_len as i32 - IPV4_HEADER_LEN as i32 {
@@ -103,7 +104,7 @@ pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
 pub struct Headers<'a>(&'a mut [u8; HEADERS_LEN]);
 
 /// What a decremented TTL does to the header checksum: the word of TTL and protocol becomes smaller by 0x0100.
-const TTL_DELTA: Delta = Delta::from_sum((!0x0100u16).to_be());
+const TTL_CHANGE: u32 = (!0x0100u16).to_be() as u32;
 
 impl<'a> Headers<'a> {
     /// Of a frame that begins with them.
@@ -145,18 +146,39 @@ impl<'a> Headers<'a> {
         self.0[at..at + 2].copy_from_slice(&value.to_ne_bytes());
     }
 
-    /// One off the TTL, and what else changed in the IP header into its checksum.
+    /// Changes a checksum by what was replaced: the sum of few complements of old words and of new words.
     #[inline(always)]
-    fn count_down(&mut self, others: Delta) {
-        let checksum = others.and(TTL_DELTA).apply(self.short(IP_CHECKSUM));
-        self.0[TTL] -= 1;
-        self.set_short(IP_CHECKSUM, checksum);
+    fn update(&mut self, checksum: usize, change: u32) {
+        // RFC 1624 eqn. 3: HC' = ~(~HC + ~m + m').
+        let sum = change + 0xffff - self.short(checksum) as u32;
+        self.set_short(checksum, !checksum::fold_short(sum));
+    }
+
+    /// The Ethernet header.
+    #[inline(always)]
+    pub fn ethernet(&self) -> &[u8; ETHERNET_HEADER_LEN] {
+        self.0.first_chunk().expect("there are more headers behind it")
+    }
+
+    /// Writes the Ethernet addresses.
+    #[inline(always)]
+    pub fn set_link(&mut self, link: &Link) {
+        self.0[..12].copy_from_slice(&link.0);
+    }
+
+    /// Writes the Ethernet type of IPv4, and an outer header behind it.
+    #[inline(always)]
+    pub fn set_outer(&mut self, outer: &OuterIpv4, fields: OuterFields) {
+        self.0[ETHER_TYPE..L3].copy_from_slice(&[0x08, 0x00]);
+        let header = self.0[L3..].first_chunk_mut();
+        outer.write(fields, header.expect("there are more headers behind it"));
     }
 
     /// As [`rewrite::decrement_ttl`](super::rewrite::decrement_ttl).
     #[inline(always)]
     pub fn decrement_ttl(&mut self) {
-        self.count_down(Delta::NONE);
+        self.0[TTL] -= 1;
+        self.update(IP_CHECKSUM, TTL_CHANGE);
     }
 
     /// As [`rewrite::translate`](super::rewrite::translate), to an IPv4 address.
@@ -167,13 +189,14 @@ impl<'a> Headers<'a> {
             Side::Destination => (DESTINATION, L4 + 2),
         };
         let (new, port) = (to.ipv4().to_be(), to.port.to_be());
-        let addresses = Delta::NONE.u32(self.long(at), new);
-        let ports = addresses.u16(self.short(port_at), port);
-        let checksum = ports.apply(self.short(TCP_CHECKSUM));
-        self.count_down(addresses);
+        let addresses = (!self.long(at)) as u64 + new as u64;
+        let addresses = (addresses & 0xffff) as u32 + (addresses >> 16) as u32;
+        let ports = (!self.short(port_at)) as u32 + port as u32;
         self.0[at..at + 4].copy_from_slice(&new.to_ne_bytes());
         self.set_short(port_at, port);
-        self.set_short(TCP_CHECKSUM, checksum);
+        self.0[TTL] -= 1;
+        self.update(IP_CHECKSUM, addresses + TTL_CHANGE);
+        self.update(TCP_CHECKSUM, addresses + ports);
     }
 }
 

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::InterfaceId;
-use crate::packet::Mac;
+use crate::packet::{ETHERNET_HEADER_LEN, Mac};
 
 /// Number of an interned hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,7 +22,7 @@ impl HopId {
 /// All hops that clients' frames came from; at most [`Hops::CAPACITY`].
 #[derive(Debug)]
 pub struct Hops {
-    /// Link address, interface and [`Hops::USED`], in the order of memory; 0 = free. Number 0 stays free.
+    /// Interface, [`Hops::USED`] and link address, in this order in memory; 0 = free. Number 0 stays free.
     slots: Box<[AtomicU64; Hops::CAPACITY]>,
 }
 
@@ -60,17 +60,20 @@ impl Hops {
         HopId::UNKNOWN
     }
 
-    /// Whether `id` is this pair: one load, for each frame of a client.
+    /// Whether `id` is this interface and the source of this Ethernet header: one load, for each frame of a client.
     #[inline(always)]
-    pub fn is(&self, id: HopId, interface: InterfaceId, mac: Mac) -> bool {
-        self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed) == pack(interface, mac)
+    pub fn is(&self, id: HopId, interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) -> bool {
+        // The source, and the type behind it, which is shifted out.
+        let [.., a, b, c, d, e, f, g, h] = *link;
+        let word = u64::from_le_bytes([a, b, c, d, e, f, g, h]) << 16 | lowest(interface);
+        self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed) == word.to_le()
     }
 
     /// The pair of an id.
     #[inline]
     pub fn get(&self, id: HopId) -> Option<(InterfaceId, Mac)> {
         let word = self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed);
-        let [a, b, c, d, e, f, interface, used] = word.to_ne_bytes();
+        let [interface, used, a, b, c, d, e, f] = word.to_ne_bytes();
         (used == Hops::USED).then_some((InterfaceId(interface), Mac([a, b, c, d, e, f])))
     }
 }
@@ -78,7 +81,13 @@ impl Hops {
 #[inline]
 fn pack(interface: InterfaceId, mac: Mac) -> u64 {
     let [a, b, c, d, e, f] = mac.0;
-    u64::from_ne_bytes([a, b, c, d, e, f, interface.0, Hops::USED])
+    u64::from_ne_bytes([interface.0, Hops::USED, a, b, c, d, e, f])
+}
+
+/// The lowest two bytes of a pair.
+#[inline(always)]
+fn lowest(interface: InterfaceId) -> u64 {
+    (Hops::USED as u64) << 8 | interface.0 as u64
 }
 
 #[cfg(test)]
@@ -94,9 +103,15 @@ mod tests {
         assert_eq!(hops.intern(InterfaceId(1), mac), id);
         assert_ne!(hops.intern(InterfaceId(0), mac), id);
         assert_eq!(hops.get(id), Some((InterfaceId(1), mac)));
-        assert!(hops.is(id, InterfaceId(1), mac) && !hops.is(id, InterfaceId(0), mac));
+        let link = |mac: Mac| {
+            let mut link = [0xee; ETHERNET_HEADER_LEN];
+            link[6..12].copy_from_slice(&mac.0);
+            link
+        };
+        assert!(hops.is(id, InterfaceId(1), &link(mac)) && !hops.is(id, InterfaceId(0), &link(mac)));
+        assert!(!hops.is(id, InterfaceId(1), &link(Mac([2, 0, 0, 0, 0, 0xc1]))));
         assert_eq!(hops.get(HopId::UNKNOWN), None);
-        assert!(!hops.is(HopId::UNKNOWN, InterfaceId(0), Mac::default()));
+        assert!(!hops.is(HopId::UNKNOWN, InterfaceId(0), &link(Mac::default())));
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod hops;
 pub mod local;
 pub mod marks;
 pub mod sysctl;
+pub mod way;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -28,6 +29,7 @@ pub use hops::{HopId, Hops};
 pub use local::LocalAddresses;
 pub use marks::Classifier;
 pub use sysctl::Sysctls;
+pub use way::Way;
 
 /// Everything the workers know, immutable. One generation is one change (or batch of changes) made live.
 #[derive(Debug, Default)]
@@ -426,7 +428,7 @@ pub struct Interface {
 }
 
 /// Index of an interface in the daemon's list (order of `--interface`), not the kernel's ifindex.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InterfaceId(pub u8);
 
 /// Slot of a destination in [`Table::destinations`]. Stays the same as long as the destination or any connection
@@ -489,6 +491,8 @@ pub struct Destination {
     pub upper_threshold: u32,
     /// `-y`.
     pub lower_threshold: u32,
+    /// What follows from the above for most packets: see [`Destination::prepare`].
+    pub way: Way,
     /// ActiveConn and company.
     pub load: Arc<Load>,
     /// Traffic, one block a worker.
