@@ -51,11 +51,13 @@ impl<'t> Reader<'t> {
             Direction::Forward => (word(PORTS) >> 32) as u32,
             Direction::Reply => word(PORTS) as u32,
         };
-        let fits = seen.is_established_tcp_v4()
-            && ports == key.ports
-            && word(ADDRESSES + direction as usize) == key.addresses;
+        let fits =
+            seen.is_established_tcp_v4() && ports == key.ports && word(ADDRESSES + direction as usize) == key.addresses;
         fits.then_some(Hit {
-            entry: EntryRef { table: self.table, slot },
+            entry: EntryRef {
+                table: self.table,
+                slot,
+            },
             direction,
             seen,
         })

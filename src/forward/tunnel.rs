@@ -190,11 +190,14 @@ impl<'a> SteadyWrap<'a> {
     pub fn close(&mut self, packet: &Steady, way: &Way, path_mtu_discovery: bool, ids: &mut Identifications) {
         let mut inner = self.inner();
         inner.decrement_ttl();
-        let dont_fragment = path_mtu_discovery && inner.dont_fragment();
+        let dont_fragment = if path_mtu_discovery { inner.dont_fragment() } else { 0 };
+        // "Congestion experienced" (3) becomes 2, as in `outer_traffic_class`.
+        let first = inner.first_short();
         let fields = OuterFields {
-            traffic_class: outer_traffic_class(inner.traffic_class()),
+            first: first & !(first >> 1 & u16::from_ne_bytes([0, 1])),
             total_len: (packet.ip_len + STEADY_OVERHEAD as u32) as u16,
-            id: if dont_fragment { None } else { Some(ids.ipv4()) },
+            id: if dont_fragment != 0 { 0 } else { ids.ipv4() },
+            dont_fragment,
             ttl: inner.ttl(),
         };
         let mut outer = Headers::of(self.0).expect("longer than they are");

@@ -8,7 +8,7 @@ use pnet_packet::{MutablePacket, ethernet::EtherType};
 
 use super::checksum;
 use super::flow::Protocol;
-use super::parse::{DONT_FRAGMENT, IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use super::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 
 /// An IPv4 header without options.
 #[derive(Clone, Copy, Debug)]
@@ -67,13 +67,15 @@ pub struct OuterIpv4 {
 /// What is not the same, copied from the inner header or made for it.
 #[derive(Clone, Copy, Debug)]
 pub struct OuterFields {
+    /// Version 4, a header of five words, and the traffic class, as they are in memory.
+    pub first: u16,
     /// As in [`Ipv4Header`].
-    pub traffic_class: u8,
-    /// As there.
     pub total_len: u16,
-    /// As there; `None`: 0, and Don't Fragment.
-    pub id: Option<u16>,
     /// As there.
+    pub id: u16,
+    /// [`DONT_FRAGMENT`] or 0.
+    pub dont_fragment: u16,
+    /// As in [`Ipv4Header`].
     pub ttl: u8,
 }
 
@@ -93,15 +95,11 @@ impl OuterIpv4 {
     /// Writes the header, as [`Ipv4Header::write`] does.
     #[inline(always)]
     pub fn write(&self, fields: OuterFields, header: &mut [u8; IPV4_HEADER_LEN]) {
-        let (flags, id) = match fields.id {
-            Some(id) => (0, id),
-            None => (DONT_FRAGMENT, 0),
-        };
         let words = [
-            u16::from_ne_bytes([0x45, fields.traffic_class]),
+            fields.first,
             fields.total_len.to_be(),
-            id.to_be(),
-            flags.to_be(),
+            fields.id.to_be(),
+            fields.dont_fragment.to_be(),
             u16::from_ne_bytes([fields.ttl, Protocol::IPIP.0]),
         ];
         let sum = words.iter().fold(self.sum, |sum, word| sum + *word as u32);

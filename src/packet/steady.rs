@@ -20,7 +20,6 @@ const L3: usize = ETHERNET_HEADER_LEN;
 const TOTAL_LEN: usize = L3 + 2;
 const FRAGMENTATION: usize = L3 + 6;
 const TTL: usize = L3 + 8;
-const PROTOCOL: usize = L3 + 9;
 const IP_CHECKSUM: usize = L3 + 10;
 const SOURCE: usize = L3 + 12;
 const DESTINATION: usize = L3 + 16;
@@ -51,7 +50,7 @@ impl Steady {
     /// Length of the frame without padding.
     #[inline(always)]
     pub fn frame_len(&self) -> usize {
-        L3 + self.ip_len as usize
+        L3 + self.ip_len as u16 as usize
     }
 }
 
@@ -68,14 +67,21 @@ pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
     if long(ETHER_TYPE) & kind != u32::from_ne_bytes([0x08, 0x00, 0x45, 0]) {
         return None;
     }
-    let is_fragment = short(FRAGMENTATION) & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0;
-    if is_fragment || byte(PROTOCOL) != Protocol::TCP.0 || byte(TTL) <= 1 || !TcpFlags(byte(FLAGS)).is_plain() {
+    // No fragment, whatever the TTL, and TCP.
+    let [high, low] = (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be_bytes();
+    let kind = u32::from_ne_bytes([high, low, 0, 0xff]);
+    if long(FRAGMENTATION) & kind != u32::from_ne_bytes([0, 0, 0, Protocol::TCP.0]) {
+        return None;
+    }
+    if byte(TTL) <= 1 || !TcpFlags(byte(FLAGS)).is_plain() {
         return None;
     }
     let ip_len = u16::from_be(short(TOTAL_LEN)) as u32;
-    let tcp_header = (byte(DATA_OFFSET) >> 4) as i32 * 4;
+    // Four times its length in bytes: words in the upper half of the byte.
+    let tcp_header = (byte(DATA_OFFSET) & 0xf0) as i32;
     let is_whole = L3 + ip_len as usize <= bytes.len();
-    if !is_whole || tcp_header < TCP_HEADER_LEN as i32 || tcp_header > ip_len as i32 - IPV4_HEADER_LEN as i32 {
+    if !is_whole || tcp_header < TCP_HEADER_LEN as i32 * 4 || tcp_header > (ip_len as i32 - IPV4_HEADER_LEN as i32) * 4
+    {
         return None;
     }
     let addresses = long(SOURCE) as u64 + long(DESTINATION) as u64;
@@ -113,16 +119,16 @@ impl<'a> Headers<'a> {
         bytes.first_chunk_mut().map(Headers)
     }
 
-    /// DSCP and ECN.
+    /// Version, header length and traffic class, as they are in memory.
     #[inline(always)]
-    pub fn traffic_class(&self) -> u8 {
-        self.0[L3 + 1]
+    pub fn first_short(&self) -> u16 {
+        self.short(L3)
     }
 
-    /// Don't Fragment.
+    /// Don't Fragment where it stands in its word, or 0.
     #[inline(always)]
-    pub fn dont_fragment(&self) -> bool {
-        self.short(FRAGMENTATION) & DONT_FRAGMENT.to_be() != 0
+    pub fn dont_fragment(&self) -> u16 {
+        u16::from_be(self.short(FRAGMENTATION)) & DONT_FRAGMENT
     }
 
     /// TTL.

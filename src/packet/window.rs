@@ -36,16 +36,21 @@ impl Window {
         self.len as usize
     }
 
+    #[inline(always)]
+    const fn end(self) -> usize {
+        self.start() + self.len()
+    }
+
     /// The frame in its buffer.
     #[inline(always)]
     pub fn of(self, buffer: &[u8]) -> &[u8] {
-        &buffer[self.start()..][..self.len()]
+        &buffer[self.start()..self.end()]
     }
 
     /// The same, to write.
     #[inline(always)]
     pub fn of_mut(self, buffer: &mut [u8]) -> &mut [u8] {
-        &mut buffer[self.start()..][..self.len()]
+        &mut buffer[self.start()..self.end()]
     }
 
     /// As [`Frame::grow_front`](super::Frame::grow_front).
@@ -70,11 +75,13 @@ impl Window {
     /// As [`Frame::set_len`](super::Frame::set_len), in a buffer of `room` bytes.
     #[inline(always)]
     pub fn set_len(&mut self, len: usize, room: usize) -> Result<(), NoRoom> {
-        if len > room - self.start() {
-            return Err(NoRoom);
+        match self.start().checked_add(len) {
+            Some(end) if end <= room => {
+                self.len = len as u32;
+                Ok(())
+            }
+            _ => Err(NoRoom),
         }
-        self.len = len as u32;
-        Ok(())
     }
 }
 
