@@ -73,7 +73,7 @@ pub struct OuterFields {
     pub total_len: u16,
     /// As there.
     pub id: u16,
-    /// [`DONT_FRAGMENT`] or 0.
+    /// [`DONT_FRAGMENT`](super::parse::DONT_FRAGMENT) or 0.
     pub dont_fragment: u16,
     /// As in [`Ipv4Header`].
     pub ttl: u8,
@@ -150,5 +150,44 @@ pub fn ether_type(family: super::Family) -> EtherType {
     match family {
         super::Family::V4 => pnet_packet::ethernet::EtherTypes::Ipv4,
         super::Family::V6 => pnet_packet::ethernet::EtherTypes::Ipv6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::packet::parse::DONT_FRAGMENT;
+
+    proptest! {
+        /// Goal: a prepared outer header is the one that is written field by field. How: any fields, both ways.
+        #[test]
+        fn prepared_outer_header_is_the_same(
+            source: u32, destination: u32, class: u8, total_len: u16, id: u16, dont_fragment: bool, ttl: u8,
+        ) {
+            let (source, destination) = (Ipv4Addr::from_bits(source), Ipv4Addr::from_bits(destination));
+            let (mut prepared, mut by_fields) = ([0xee; IPV4_HEADER_LEN], [0xff; IPV4_HEADER_LEN]);
+            let fields = OuterFields {
+                first: u16::from_ne_bytes([0x45, class]),
+                total_len,
+                id,
+                dont_fragment: if dont_fragment { DONT_FRAGMENT } else { 0 },
+                ttl,
+            };
+            OuterIpv4::new(source, destination).write(fields, &mut prepared);
+            Ipv4Header {
+                traffic_class: class,
+                total_len,
+                id,
+                dont_fragment,
+                ttl,
+                protocol: Protocol::IPIP,
+                source,
+                destination,
+            }
+            .write(&mut by_fields);
+            prop_assert_eq!(prepared, by_fields);
+        }
     }
 }

@@ -74,3 +74,74 @@ impl Destination {
         self.way == Way::to(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Mac;
+    use crate::service::{DestinationKey, Method, Tunnel};
+
+    /// A destination of NAT at 172.16.0.11 behind a hop of MTU 1500.
+    fn destination() -> Destination {
+        let hop = NextHop {
+            interface: InterfaceId(1),
+            source: Mac([2, 0, 0, 0, 0, 1]),
+            destination: Mac([2, 0, 0, 0, 0, 2]),
+            mtu: 1500,
+        };
+        Destination {
+            key: DestinationKey {
+                address: "172.16.0.11".parse().expect("an address"),
+                port: 80,
+            },
+            method: Method::Masq,
+            tunnel: Tunnel::default(),
+            reach: Reach::Hop {
+                hop,
+                source: "172.16.0.1".parse().expect("an address"),
+            },
+            present: true,
+            weight: 1,
+            upper_threshold: 0,
+            lower_threshold: 0,
+            way: Way::default(),
+            load: Default::default(),
+            counters: Default::default(),
+        }
+        .prepared()
+    }
+
+    /// Goal: whatever the long way has to look at has no way here. How: one change each.
+    #[test]
+    fn no_way_where_there_is_something_to_decide() {
+        let lengths = |change: &dyn Fn(&mut Destination)| {
+            let mut destination = destination();
+            let before = destination.way;
+            change(&mut destination);
+            assert_eq!(destination.is_prepared(), Way::to(&destination) == before);
+            destination.prepare();
+            assert!(destination.is_prepared());
+            (destination.way.len_max, destination.way.tunnel_len_max)
+        };
+        assert_eq!(lengths(&|_| ()), (1500, 1480));
+        assert_eq!(lengths(&|d| d.weight = 0), (1500, 1480), "quiesced, not gone");
+        assert_eq!(lengths(&|d| d.present = false), (0, 0));
+        for reach in [
+            Reach::Local,
+            Reach::Resolving,
+            Reach::Unreachable,
+            Reach::Silent,
+            Reach::ForeignInterface,
+        ] {
+            assert_eq!(lengths(&|d| d.reach = reach), (0, 0), "{reach:?}");
+        }
+        for kind in [TunnelKind::Gue, TunnelKind::Gre] {
+            assert_eq!(lengths(&|d| d.tunnel.kind = kind), (1500, 0), "{kind:?}");
+        }
+        assert_eq!(lengths(&|d| d.tunnel.checksum = TunnelChecksum::Csum), (1500, 0));
+        assert_eq!(
+            lengths(&|d| d.key.address = "fd00::11".parse().expect("an address")),
+            (1500, 0)
+        );
+    }
+}
