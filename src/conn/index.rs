@@ -223,7 +223,7 @@ impl Index {
     #[inline(always)]
     pub fn hash(&self, bits: u64) -> Hash {
         Hash {
-            home: ((bits >> 32) * self.homes >> 32) as u32,
+            home: (((bits >> 32) * self.homes) >> 32) as u32,
             tag: bits as u16 | 1,
         }
     }
