@@ -31,7 +31,7 @@ const TCP_CHECKSUM: usize = L4 + 16;
 /// What is kept of such a packet from pass to pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steady {
-    /// As in [`FlowKey`](super::FlowKey).
+    /// As in [`FlowKey`].
     pub addresses: u64,
     /// As there.
     pub ports: u32,
@@ -50,6 +50,7 @@ impl Steady {
     /// Length of the frame without padding.
     #[inline(always)]
     pub fn frame_len(&self) -> usize {
+        // That it fits into 16 bits is known where it is read; said again here, it saves a comparison in `Window`.
         L3 + self.ip_len as u16 as usize
     }
 }
