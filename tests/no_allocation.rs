@@ -6,6 +6,8 @@
 
 #[path = "support/memory_director.rs"]
 mod memory_director;
+#[path = "support/packets.rs"]
+mod packets;
 #[path = "../perf/bench/world.rs"]
 #[allow(dead_code, reason = "the bench needs more of it")]
 mod world;
@@ -14,6 +16,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
+use packets::{FAMILIES, addresses, segment};
 use serde_json::Value;
 use uvs::packet::{Offload, TcpFlags};
 use uvs::service::Method;
@@ -144,4 +147,33 @@ fn no_allocation_for_any_recorded_packet() {
         }
     }
     assert!(FRAMES.get() > 150, "only {} frames", FRAMES.get());
+}
+
+/// FTP's control connections, whose payload is read and rewritten, and what they announce.
+#[test]
+fn no_allocation_for_ftp() {
+    for family in FAMILIES {
+        let who = addresses(family);
+        let at = |address, port| std::net::SocketAddr::new(address, port);
+        let (client, vip, server) = (at(who.client, 40_000), at(who.vip, 21), at(who.server, 21));
+        let mut director = MemoryDirector::new(1024);
+        director.ipvsadm(&format!("-A -t {vip} -s rr; -a -t {vip} -r {server} -m"));
+        director.around = |work| assert_eq!(allocations(work), 0);
+        let commands = b"NOOP\r\nport 198,51,100,7,200,13\r\nEPRT |2|2001:db8::7|51213|\r\nPASV\r\n";
+        let reply = b"227 Entering Passive Mode (172,16,0,11,195,80).\r\n";
+        for (side, from, to, flags, text) in [
+            (CLIENT_SIDE, client, vip, "S", &b""[..]),
+            (SERVER_SIDE, server, client, "SA", b""),
+            (CLIENT_SIDE, client, vip, "A", b""),
+            (CLIENT_SIDE, client, vip, "A", commands),
+            (SERVER_SIDE, server, client, "A", reply),
+            (CLIENT_SIDE, client, vip, "A", b"EPSV\r\n"),
+            (SERVER_SIDE, server, client, "A", b"229 x (|||50001|)\r\n"),
+            (CLIENT_SIDE, at(who.client, 41_000), at(who.vip, 50_001), "S", b""),
+        ] {
+            let out = director.inject(side, &segment(from, to, flags, text), Offload::default());
+            assert_eq!(out.sent.len(), 1, "{family:?} {from} {to} {flags}");
+        }
+        assert!(director.connections().len() >= 3, "{:?}", director.connections());
+    }
 }

@@ -25,9 +25,9 @@ pub enum Command {
 
 /// The command in a line of a client, without its line end. `family` is that of the control connection.
 pub fn command(line: &[u8], family: Family) -> Option<Command> {
-    let (name, argument) = line.split_at_checked(4)?;
+    let (name, argument) = line.split_first_chunk::<4>()?;
     let argument = argument.trim_ascii();
-    match (name.to_ascii_uppercase().as_slice(), argument) {
+    match (&name.map(|byte| byte.to_ascii_uppercase()), argument) {
         (b"PASV", b"") if family == Family::V4 => Some(Command::Passive),
         (b"EPSV", b"") => Some(Command::ExtendedPassive),
         (b"EPSV", [number]) if *number == number_of(family) => Some(Command::ExtendedPassive),
@@ -110,6 +110,10 @@ fn host_port(text: &[u8]) -> Option<(Ipv4Addr, u16, &[u8])> {
             rest = rest.strip_prefix(b",")?;
         }
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        // With zeros in front a text of six bytes could be of any length, and what is off by it too.
+        if digits > 3 {
+            return None;
+        }
         *value = number(&rest[..digits])?;
         rest = &rest[digits..];
     }
@@ -215,6 +219,7 @@ mod tests {
             ),
             ("227 =10,1,0,11,195,080\r\n220 more\r\n", Some("10,1,0,11,195,080")),
             ("227 v2, 3 at 010,1,0,11,195,80\n", Some("010,1,0,11,195,80")),
+            ("227 =10,1,0,11,195,0080\r\n", None),
             ("227 Entering Passive Mode (10,1,0,11,195,80).", None),
             ("227 Entering Passive Mode (10,1,0,11,0,0).\r\n", None),
             ("227 Entering Passive Mode (10,1,0,11,195).\r\n", None),
