@@ -216,13 +216,13 @@ impl ConnectionTable {
                 let there = self.entry(there.slot()).ok_or(InsertError::Full)?;
                 return Err(InsertError::Exists(there));
             }
-            Err(Refused::NoRoom) if published => return Err(self.take_back(worker, entry)),
+            Err(Refused::NoRoom) if published => return Err(self.take_back(worker, draft.kind, entry)),
             Err(Refused::NoRoom) => return Err(InsertError::Full),
         }
         if let Some((hash, key)) = reply
             && !self.link_reply(entry, hash, &key)
         {
-            return Err(self.take_back(worker, entry));
+            return Err(self.take_back(worker, draft.kind, entry));
         }
         self.slots.count_inserted(worker);
         let chunk = self.chunk_of(number);
@@ -247,8 +247,9 @@ impl ConnectionTable {
 
     /// The entry is in the table by half: retires it as one that others may hold.
     #[cold]
-    fn take_back(&self, worker: usize, entry: EntryRef<'_>) -> InsertError<'static> {
+    fn take_back(&self, worker: usize, kind: Kind, entry: EntryRef<'_>) -> InsertError<'static> {
         self.slots.count_inserted(worker);
+        self.count_expected(kind, entry, 1);
         self.chunk_of(entry.number())
             .count_half_open(State::None, entry.state());
         // Whoever retires it first does all there is to do; its template is given back by the caller.
