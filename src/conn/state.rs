@@ -99,11 +99,11 @@ states! {
 }
 
 impl State {
-    /// Not yet established: goes first when the table is full.
+    /// Not yet established: goes first when the table is full. LISTEN too, of which one client can have any number.
     #[inline]
     pub const fn is_half_open(self) -> bool {
         let number = self as u8;
-        matches!(self, State::SynRecv | State::SynSent | State::SynAck)
+        matches!(self, State::SynRecv | State::SynSent | State::SynAck | State::Listen)
             || number >= State::SctpInit1 as u8 && number <= State::SctpCookieEchoed as u8
     }
 

@@ -71,6 +71,24 @@ fn established_never_go() {
     assert_eq!(table.index.references(), 2 * 1024);
 }
 
+/// A client of an FTP service can announce any number of data connections.
+#[test]
+fn announced_connections_make_room() {
+    let table = ConnectionTable::anonymous(1024, 1).unwrap();
+    for client in 0..1024 {
+        let mut announced = new(flow(false, client), server(false, 1), Method::Masq);
+        announced.state = State::Listen;
+        insert(&table, &announced, Tick(client));
+    }
+    let more = new(flow(false, 2000), server(false, 1), Method::Masq);
+    let mut replaced = Vec::new();
+    let inserted = table.insert(W, table.hash(&more.flow), &more, Tick(3000), &mut |gone| {
+        replaced.push(gone.state)
+    });
+    assert!(inserted.is_ok());
+    assert_eq!(replaced, [State::Listen]);
+}
+
 /// The attack: connections that are opened and never completed, far more than there is room for.
 #[test]
 fn a_flood_replaces_itself_without_end() {
