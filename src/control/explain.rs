@@ -460,7 +460,7 @@ impl Scene<'_> {
         let service = self.service_of(connection);
         let (state, mode) = (connection.state, self.table.sysctls.conn_reuse_mode);
         let persistent = service.is_some_and(|service| service.persistence.is_some());
-        if mode != 0 && self.table.sysctls.expire_nodest_conn != 0 && destination.weight == 0 {
+        if self.table.sysctls.expire_nodest_conn != 0 && destination.weight == 0 {
             let note = "a SYN or INIT begins it anew, as its server has weight 0 (expire_nodest_conn)";
             answer.notes.push(note.to_owned());
         }

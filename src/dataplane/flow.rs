@@ -84,11 +84,12 @@ impl<D: Driver> Round<'_, D> {
     /// A SYN or an INIT on an old entry, or with expire_nodest_conn on any of a quiesced destination.
     #[cold]
     fn begins_anew(&self, parsed: &Parsed, entry: EntryRef<'_>) -> bool {
-        let (state, mode) = (entry.state(), self.table.sysctls.conn_reuse_mode);
         let destination = self.table.destination(DestinationId(entry.destination_id()));
-        if mode != 0 && self.table.sysctls.expire_nodest_conn != 0 && destination.is_some_and(|d| d.weight == 0) {
+        // Whatever conn_reuse_mode is (since Linux 5.16).
+        if self.table.sysctls.expire_nodest_conn != 0 && destination.is_some_and(|d| d.weight == 0) {
             return true;
         }
+        let (state, mode) = (entry.state(), self.table.sysctls.conn_reuse_mode);
         let reusable = match parsed.flow.protocol {
             Protocol::SCTP => sctp::reusable(state, parsed.chunk, mode),
             _ => tcp::reusable(state, entry.method(), parsed.tcp_flags, mode),
