@@ -103,6 +103,10 @@ pub fn run(options: &ReplayOptions, out: &mut dyn Write) -> Result<Summary, Repl
         ),
     };
     let capture = match &options.write {
+        Some(path) if is_same_file(path, &options.file) => {
+            let reason = format!("--write {}: that is the file to be read", path.display());
+            return Err(ReplayError::Usage(reason));
+        }
         Some(path) => {
             let file = File::create(path).map_err(|error| ReplayError::file(path, error))?;
             let writer = Writer::new(BufWriter::new(file)).map_err(|error| ReplayError::file(path, error))?;
@@ -122,6 +126,12 @@ pub fn run(options: &ReplayOptions, out: &mut dyn Write) -> Result<Summary, Repl
         false => replay.frames(network, rules)?,
     }
     replay.end()
+}
+
+/// Both are there, and the same file by whatever name.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(one).is_some() && real(one) == real(other)
 }
 
 /// Cases are JSON, and captures never begin with a brace or a blank.

@@ -365,6 +365,13 @@ fn what_is_wrong_is_said_with_place_and_reason() {
         ),
         (
             ReplayOptions {
+                write: Some(good.file.clone()),
+                ..good.clone()
+            },
+            "that is the file to be read",
+        ),
+        (
+            ReplayOptions {
                 file: files.write("e", b""),
                 ..good.clone()
             },
