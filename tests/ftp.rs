@@ -16,7 +16,7 @@ use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
 use packets::{FAMILIES, addresses, flow, ip, tcp, transport_checksum_is_right};
 use uvs::conn::Tick;
 use uvs::control::explain::{Question, Way};
-use uvs::packet::{DropReason, Family, Offload};
+use uvs::packet::{ChecksumOffload, DropReason, Family, Offload, Segmentation, SegmentationKind, checksum};
 use uvs::table::InterfaceId;
 
 const SECOND: u64 = 1_000_000_000;
@@ -332,6 +332,38 @@ fn lost_and_sent_again() {
         Some((start.wrapping_add(reply.text.len() as u32), s.server_next))
     );
     s.client_says("NOOP\r\n");
+}
+
+/// A reply at the begin of a super-frame whose checksum is left to a card: the card cuts and finishes what is right.
+#[test]
+fn in_a_super_frame() {
+    let mut s = Session::new(Family::V4, "");
+    s.client_says("PASV\r\n");
+    let more = "x".repeat(1500);
+    let mut bytes = frame(&s.server_segment(&format!("227 ok (172,16,0,11,195,80)\r\n{more}")));
+    let unfinished = |bytes: &[u8]| {
+        let parsed = flow(bytes);
+        checksum::fold(checksum::pseudo_header(&parsed.flow, parsed.end - 34)).to_be_bytes()
+    };
+    let partial = unfinished(&bytes);
+    bytes[50..52].copy_from_slice(&partial);
+    let offload = Offload {
+        checksum: ChecksumOffload::Unfinished { start: 34, offset: 16 },
+        segmentation: Some(Segmentation {
+            kind: SegmentationKind::TcpV4,
+            size: 700,
+            header_len: 54,
+        }),
+    };
+    let out = s.director.inject(SERVER_SIDE, &bytes, offload);
+    assert_eq!(out.sent.len(), 1, "{:?}", s.director.counts());
+    let left = &out.sent[0].1;
+    assert_eq!(
+        String::from_utf8_lossy(&left[54..]),
+        format!("227 ok (10,200,1,1,195,80)\r\n{more}")
+    );
+    assert_eq!(left[50..52], unfinished(left));
+    assert_eq!(flow(left).end as usize, left.len());
 }
 
 #[test]
