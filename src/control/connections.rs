@@ -316,7 +316,7 @@ pub fn relate(connections: &ConnectionTable, table: &Table) {
             let may_be_data = connection.method == Method::Masq && may_be_ftp_data(connection.virtual_address.1);
             if connection.helped {
                 controls.insert(addresses, flow);
-            } else if may_be_data && service.is_some_and(|service| service.key.is_ftp() || connection.fwmark != 0) {
+            } else if may_be_data && service.is_some_and(|service| service.template_port() == 0) {
                 data.push((addresses, flow));
             }
             let key = service.and_then(|service| service.template_key(&flow));
@@ -324,15 +324,16 @@ pub fn relate(connections: &ConnectionTable, table: &Table) {
         }
     });
     let entry = |flow: &FlowKey| Some(connections.lookup(connections.hash(flow), flow)?.entry);
-    for (flow, key) in controlled {
-        if let (Some(entry), Some(template)) = (entry(&flow), connections.lookup_template(&key.into())) {
-            connections.control(entry, template);
-        }
-    }
     for (addresses, flow) in data {
         let control = controls.get(&addresses).and_then(entry);
-        if let Some((control, data)) = control.zip(entry(&flow)).filter(|(_, data)| !data.is_controlled()) {
+        if let Some((control, data)) = control.zip(entry(&flow)) {
             connections.control(data, control);
+        }
+    }
+    for (flow, key) in controlled {
+        let uncontrolled = entry(&flow).filter(|entry| !entry.is_controlled());
+        if let Some((entry, template)) = uncontrolled.zip(connections.lookup_template(&key.into())) {
+            connections.control(entry, template);
         }
     }
 }

@@ -15,7 +15,7 @@ use super::state::State;
 use crate::conn::{CallId, Connection, Kind, TemplateKey, Tick, sctp, tcp};
 use crate::packet::{ChunkType, DropReason, Family, FlowKey, Protocol, TcpFlags, sip};
 use crate::scheduler::{Candidate, Peek};
-use crate::service::{DestinationKey, FTP_DATA_PORT, Method, ServiceKey, TransportProtocol};
+use crate::service::{DestinationKey, FTP_DATA_PORT, FTP_PORT, Method, ServiceKey, TransportProtocol};
 use crate::table::{Destination, DestinationId, InterfaceId, Reach, Service, Table};
 
 /// A client's packet, or a NAT real server's.
@@ -459,7 +459,9 @@ impl Scene<'_> {
         };
         let service = self.service_of(connection);
         let (state, mode) = (connection.state, self.table.sysctls.conn_reuse_mode);
-        let persistent = service.is_some_and(|service| service.persistence.is_some());
+        // By a template, or by an FTP control connection: such a one keeps its server.
+        let of_ftp = service.is_some_and(|service| service.key.is_ftp()) && connection.virtual_address.1 != FTP_PORT;
+        let controlled = of_ftp || service.is_some_and(|service| service.persistence.is_some());
         if self.table.sysctls.expire_nodest_conn != 0 && destination.weight == 0 {
             let note = "a SYN or INIT begins it anew, as its server has weight 0 (expire_nodest_conn)";
             answer.notes.push(note.to_owned());
@@ -469,7 +471,7 @@ impl Scene<'_> {
             Protocol::SCTP if sctp::reusable(state, Some(ChunkType::INIT), mode) => Some("an INIT"),
             _ => None,
         };
-        if let Some(packet) = beginner.filter(|_| !persistent) {
+        if let Some(packet) = beginner.filter(|_| !controlled) {
             answer
                 .notes
                 .push(format!("{packet} begins it anew, as it is in {}", state.name()));

@@ -163,40 +163,37 @@ impl<D: Driver> Round<'_, D> {
         if !tcp::may_create(parsed.tcp_flags) {
             return None;
         }
-        let connections = self.connections;
         let id = expected.destination_id();
         let destination = match self.table.destination(DestinationId(id)) {
             Some(destination) if destination.present => destination,
             gone => return Some(self.destination_gone(frame, interface, parsed, expected, gone.is_some())),
         };
-        let controller = expected.controller();
-        let Some(was) = connections.remove(expected) else {
-            // Another worker was faster.
-            return Some(self.search(frame, interface, parsed, connections.hash(&parsed.flow)));
-        };
-        self.table.count_off(&was);
         let state = self.timeouts.next(
-            was.state,
+            State::Listen,
             Protocol::TCP,
             Method::Masq,
             Direction::Forward,
             parsed.signals(),
         );
-        let (address, port) = was.destination;
         let new = NewConnection {
             flow: parsed.flow,
-            destination: DestinationKey { address, port },
+            destination: DestinationKey {
+                address: expected.destination(),
+                port: expected.destination_port(),
+            },
             destination_id: id,
             method: Method::Masq,
             state,
             timeout_ticks: self.timeouts.ticks(state),
             client_hop: self.hop_of(frame, interface, Method::Masq).0,
-            fwmark: was.fwmark,
-            controller,
+            fwmark: expected.fwmark(),
+            controller: expected.controller(),
             helped: false,
         };
         Some(match self.enter_counted(&new, destination) {
             Ok(entry) => {
+                // Not before: what finds no room may come again.
+                self.forget(expected);
                 destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
                 self.send(frame, interface, parsed, Method::Masq, destination, || {
                     endpoint_of_destination(&entry, parsed.flow.family)

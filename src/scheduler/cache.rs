@@ -1,4 +1,4 @@
-//! What lblc and lblcr remember of each address that clients want. Shared by the workers, of fixed size, never waited for.
+//! What lblc and lblcr remember of each address that clients want. Shared by the workers, of fixed size, waited for briefly.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex};
 /// Addresses remembered at most; others are scheduled anew each time.
 const ADDRESSES_MAX: usize = 4096;
 
-/// By address. The lock is only ever tried: a worker that finds it taken decides without memory. A clone is the same memory, so
+/// Tries of a lock that another worker holds for as long as a choice takes. Who holds it longer does not run.
+const TRIES: usize = 10_000;
+
+/// By address. A worker sleeps for no lock: if its holder does not run, it decides without memory. A clone is the same memory, so
 /// the scheduler of a changed list has what the one before it had.
 #[derive(Debug)]
 pub(super) struct Cache<V>(Arc<Mutex<HashMap<IpAddr, V, foldhash::fast::RandomState>>>);
@@ -29,7 +32,13 @@ impl<V> Default for Cache<V> {
 impl<V> Cache<V> {
     /// Gives `decide` what is remembered of the address, and remembers the second value that it returns.
     pub fn update<R>(&self, address: IpAddr, decide: impl FnOnce(Option<&V>) -> (R, Option<V>)) -> R {
-        let Ok(mut map) = self.0.try_lock() else {
+        let mut tries = (0..TRIES).inspect(|_| std::hint::spin_loop());
+        let locked = self
+            .0
+            .try_lock()
+            .ok()
+            .or_else(|| tries.find_map(|_| self.0.try_lock().ok()));
+        let Some(mut map) = locked else {
             return decide(None).0;
         };
         let (result, value) = decide(map.get(&address));
@@ -45,5 +54,23 @@ impl<V> Cache<V> {
     pub fn peek<R>(&self, address: IpAddr, look: impl FnOnce(Option<&V>) -> R) -> R {
         let map = self.0.lock().unwrap_or_else(|e| e.into_inner());
         look(map.get(&address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_beyond_the_bound_are_not_remembered() {
+        let cache = Cache::default();
+        let remembered = |n: u32| {
+            let address = IpAddr::from(std::net::Ipv4Addr::from_bits(n));
+            cache.update(address, |before| (before.copied(), Some(n)))
+        };
+        let all = ADDRESSES_MAX as u32;
+        assert!((0..all + 10).all(|n| remembered(n).is_none()));
+        assert!((0..all).all(|n| remembered(n) == Some(n)));
+        assert!((all..all + 10).all(|n| remembered(n).is_none()));
     }
 }
