@@ -145,7 +145,8 @@ impl ConnectionTable {
             }
         };
         let connection = entry.read_as(kind, seen);
-        self.chunk_of(entry.number()).count_half_open(seen.state(), State::None);
+        self.chunk_of(entry.number())
+            .count_giving_way(seen.state(), State::None);
         self.count_expected(kind, entry, -1);
         if kind == Kind::Connection {
             self.control_one_less(entry.slot.words[TEMPLATE].load(Ordering::Relaxed));

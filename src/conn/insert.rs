@@ -15,9 +15,9 @@ use super::{State, Tick};
 use crate::packet::{Family, FlowKey};
 use crate::service::{DestinationKey, Method};
 
-/// Up to this capacity the oldest half-open entry of all is replaced; above, the oldest of a sample.
+/// Up to this capacity the oldest entry of all that gives way is replaced; above, the oldest of a sample.
 const SMALL: u32 = 2048;
-/// Chunks with half-open entries that a sample reads, and entries that go at once.
+/// Chunks with entries that give way, that a sample reads, and entries that go at once.
 const SAMPLE_CHUNKS: u32 = 8;
 const EVICT_MAX: usize = 16;
 /// Chunks that a search passes once it has found something.
@@ -75,7 +75,7 @@ pub const INVALID_TEMPLATE_PORT: u16 = 65_535;
 pub enum InsertError<'t> {
     /// Another worker was faster: this is the connection.
     Exists(EntryRef<'t>),
-    /// No slot, and no half-open entry to replace.
+    /// No slot, and no entry that gives way.
     Full,
 }
 
@@ -117,7 +117,7 @@ impl Draft<'_> {
 }
 
 impl ConnectionTable {
-    /// Inserts a connection; `hash` is that of its flow. When the table is full, half-open connections are replaced,
+    /// Inserts a connection; `hash` is that of its flow. When the table is full, connections half-open or over are replaced,
     /// oldest first: `evicted` gets each, to take it off its destination's numbers.
     ///
     /// Count the connection on its destination before this call (and off again if it fails): another worker may
@@ -226,7 +226,7 @@ impl ConnectionTable {
         }
         self.slots.count_inserted(worker);
         let chunk = self.chunk_of(number);
-        chunk.count_half_open(State::None, draft.state);
+        chunk.count_giving_way(State::None, draft.state);
         chunk.expires_at(draft.deadline);
         self.count_expected(draft.kind, entry, 1);
         Ok(entry)
@@ -251,7 +251,7 @@ impl ConnectionTable {
         self.slots.count_inserted(worker);
         self.count_expected(kind, entry, 1);
         self.chunk_of(entry.number())
-            .count_half_open(State::None, entry.state());
+            .count_giving_way(State::None, entry.state());
         // Whoever retires it first does all there is to do; its template is given back by the caller.
         entry.slot.words[TEMPLATE].store(0, Ordering::Relaxed);
         let _retired_here_or_elsewhere = self.retire(entry, |_| true);
@@ -299,7 +299,7 @@ impl ConnectionTable {
         }
     }
 
-    /// A slot in a table without any: from the retired ones, or in place of half-open entries.
+    /// A slot in a table without any: from the retired ones, or in place of entries that give way.
     #[cold]
     fn make_room(&self, worker: usize, wide: bool, now: Tick, evicted: &mut dyn FnMut(&Connection)) -> Option<u32> {
         if self.slots.is_full(wide) && !self.evict(wide, now, evicted) {
@@ -311,7 +311,7 @@ impl ConnectionTable {
         self.slots.allocate(worker, wide)
     }
 
-    /// Retires the oldest half-open entries: established ones never. `false`: there is none.
+    /// Retires the oldest entries that are half-open or over: established ones never. `false`: there is none.
     fn evict(&self, wide: bool, now: Tick, evicted: &mut dyn FnMut(&Connection)) -> bool {
         if self.barren.load(Ordering::Relaxed) == now.0 {
             return false;
@@ -320,14 +320,14 @@ impl ConnectionTable {
         let most = if small { 1 + wide as usize } else { EVICT_MAX };
         let mut oldest = [(Tick(u32::MAX), u32::MAX); EVICT_MAX];
         let oldest = &mut oldest[..most];
-        if !self.sample_half_open(small, oldest) {
+        if !self.sample_giving_way(small, oldest) {
             self.barren.store(now.0, Ordering::Relaxed);
             return false;
         }
         let mut any = false;
         for (_, number) in oldest.iter().filter(|(_, number)| *number != u32::MAX) {
             let Some(entry) = self.entry(*number) else { continue };
-            if let Some(connection) = self.retire(entry, |control| control.state().is_half_open()) {
+            if let Some(connection) = self.retire(entry, |control| control.state().gives_way()) {
                 evicted(&connection);
                 any = true;
             }
@@ -335,19 +335,19 @@ impl ConnectionTable {
         any
     }
 
-    /// Fills `oldest` with the half-open entries of nearest deadline, sorted, from a sample of chunks (all of them, if
+    /// Fills `oldest` with the entries of nearest deadline that give way, sorted, from a sample of chunks (all of them, if
     /// `small`). `false`: no chunk of the table has any.
-    fn sample_half_open(&self, small: bool, oldest: &mut [(Tick, u32)]) -> bool {
+    fn sample_giving_way(&self, small: bool, oldest: &mut [(Tick, u32)]) -> bool {
         let chunks = self.slots.chunks();
         let mut chunk = self.evict_cursor.load(Ordering::Relaxed) % chunks;
         let (mut passed, mut sampled) = (0, 0);
         while passed < chunks && (small || sampled < SAMPLE_CHUNKS && (sampled == 0 || passed < SEARCH_CHUNKS)) {
             let known = &self.chunks[chunk as usize];
-            if known.half_open.load(Ordering::Relaxed) != 0 {
+            if known.giving_way.load(Ordering::Relaxed) != 0 {
                 sampled += 1;
                 self.live_in(chunk, |entry| {
                     let control = entry.control();
-                    if control.kind() == Some(Kind::Connection) && control.state().is_half_open() {
+                    if control.kind() == Some(Kind::Connection) && control.state().gives_way() {
                         keep_oldest(oldest, (control.deadline(), entry.number()));
                     }
                 });

@@ -160,7 +160,7 @@ impl ConnectionTable {
         }
         self.count_expected(kind, entry, 1);
         let chunk = self.chunk_of(entry.number());
-        chunk.count_half_open(State::None, control.state());
+        chunk.count_giving_way(State::None, control.state());
         chunk.expires_at(control.deadline());
         true
     }

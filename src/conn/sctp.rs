@@ -269,8 +269,8 @@ mod tests {
         assert_eq!(listed, expected);
         let active: Vec<_> = SCTP_STATES.into_iter().filter(|state| state.is_active()).collect();
         assert_eq!(active, [ES]);
-        let half_open: Vec<_> = SCTP_STATES.into_iter().filter(|state| state.is_half_open()).collect();
-        assert_eq!(half_open, [I1, IN, CS, CR, CW, CO, CE]);
+        let giving_way: Vec<_> = SCTP_STATES.into_iter().filter(|state| state.gives_way()).collect();
+        assert_eq!(giving_way, [I1, IN, CS, CR, CW, CO, CE, RJ, CL]);
     }
 
     #[test]

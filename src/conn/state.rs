@@ -99,12 +99,15 @@ states! {
 }
 
 impl State {
-    /// Not yet established: goes first when the table is full. LISTEN too, of which one client can have any number.
+    /// Not yet established, or over: goes when the table is full. LISTEN too, of which one client can have any number.
     #[inline]
-    pub const fn is_half_open(self) -> bool {
+    pub const fn gives_way(self) -> bool {
         let number = self as u8;
-        matches!(self, State::SynRecv | State::SynSent | State::SynAck | State::Listen)
-            || number >= State::SctpInit1 as u8 && number <= State::SctpCookieEchoed as u8
+        matches!(
+            self,
+            State::SynRecv | State::SynSent | State::SynAck | State::Listen | State::TimeWait | State::Close
+        ) || number >= State::SctpInit1 as u8 && number <= State::SctpCookieEchoed as u8
+            || matches!(self, State::SctpRejected | State::SctpClosed)
     }
 
     /// A connection of this protocol can be in this state.

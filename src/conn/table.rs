@@ -34,7 +34,7 @@ pub struct ConnectionTable {
     pub(super) sweeper: Mutex<Sweeper>,
     /// Last generation given to a template.
     pub(super) generation: AtomicU32,
-    /// No half-open entry was found in the whole table at this tick.
+    /// No entry that gives way was found in the whole table at this tick.
     pub(super) barren: AtomicU32,
     /// Where the search for entries to replace goes on.
     pub(super) evict_cursor: AtomicU32,
@@ -50,8 +50,8 @@ pub struct ConnectionTable {
 pub(super) struct Chunk {
     /// No entry expires before this tick.
     pub next_deadline: AtomicU32,
-    /// Half-open entries.
-    pub half_open: AtomicU16,
+    /// Entries that give way when the table is full.
+    pub giving_way: AtomicU16,
 }
 
 impl ConnectionTable {
@@ -73,7 +73,7 @@ impl ConnectionTable {
         let slots = Slots::new(capacity, workers.max(1));
         let chunk = |_| Chunk {
             next_deadline: AtomicU32::new(u32::MAX),
-            half_open: AtomicU16::new(0),
+            giving_way: AtomicU16::new(0),
         };
         let mut random = [0; 16];
         // The only failure is a machine without randomness at boot; then the address layout is what keys the hash.
@@ -305,7 +305,7 @@ impl ConnectionTable {
                         self.chunk_of(entry.number()).expires_at(deadline);
                     }
                     let from = seen.state();
-                    self.chunk_of(entry.number()).count_half_open(from, to);
+                    self.chunk_of(entry.number()).count_giving_way(from, to);
                     return (from != to).then_some(StateChange { from, to });
                 }
                 Err(now) => seen = Control(now),
@@ -326,10 +326,10 @@ impl Chunk {
         self.next_deadline.fetch_min(deadline.0, Ordering::AcqRel);
     }
 
-    pub fn count_half_open(&self, from: State, to: State) {
-        match (from.is_half_open(), to.is_half_open()) {
-            (false, true) => self.half_open.fetch_add(1, Ordering::Relaxed),
-            (true, false) => self.half_open.fetch_sub(1, Ordering::Relaxed),
+    pub fn count_giving_way(&self, from: State, to: State) {
+        match (from.gives_way(), to.gives_way()) {
+            (false, true) => self.giving_way.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.giving_way.fetch_sub(1, Ordering::Relaxed),
             _ => 0,
         };
     }

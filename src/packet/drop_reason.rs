@@ -67,7 +67,7 @@ drop_reasons! {
     LocalPort => "local_port",
     /// Larger than the MTU of its way; the sender got fragmentation-needed or packet-too-big.
     TooBig => "too_big",
-    /// The connection table is full of established connections.
+    /// The connection table is full, and no connection in it is half-open or over (TIME_WAIT, CLOSE).
     TableFull => "table_full",
     /// It would have begun a connection, and drop_packet was at work.
     DropPacket => "drop_packet",

@@ -89,6 +89,32 @@ fn announced_connections_make_room() {
     assert_eq!(replaced, [State::Listen]);
 }
 
+/// TIME_WAIT and CLOSE hold nothing that anybody misses: a busy service of short connections goes on.
+#[test]
+fn what_is_over_makes_room() {
+    let table = ConnectionTable::anonymous(1024, 1).unwrap();
+    fill(&table, false, 1024, 1024);
+    let timeouts = TimeoutTable::default();
+    let fin = TcpFlags(TcpFlags::FIN | TcpFlags::ACK);
+    let closed = lookup(&table, &flow(false, 5)).unwrap().entry;
+    closed.touch(Direction::Reply, fin, Tick(2000), &timeouts);
+    closed.touch(Direction::Forward, fin, Tick(2001), &timeouts);
+    assert_eq!(closed.state(), State::TimeWait);
+    let reset = lookup(&table, &flow(false, 6)).unwrap().entry;
+    reset.touch(Direction::Reply, TcpFlags(TcpFlags::RST), Tick(2002), &timeouts);
+    assert_eq!(reset.state(), State::Close);
+    for (n, client) in [2000, 2001].into_iter().enumerate() {
+        let new = new(flow(false, client), server(false, 1), Method::Masq);
+        let mut replaced = Vec::new();
+        let hash = table.hash(&new.flow);
+        let inserted = table.insert(W, hash, &new, Tick(3000), &mut |c| replaced.push(c.state));
+        assert!(inserted.is_ok());
+        assert_eq!(replaced, [[State::Close], [State::TimeWait]][n]);
+        establish(lookup(&table, &new.flow).unwrap().entry, Tick(3000));
+    }
+    assert_eq!(insert_one_more(&table, false, 2002, Tick(3001)), Err(()));
+}
+
 /// The attack: connections that are opened and never completed, far more than there is room for.
 #[test]
 fn a_flood_replaces_itself_without_end() {

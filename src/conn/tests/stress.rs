@@ -266,7 +266,7 @@ fn a_flood_by_several_workers_leaves_established_alone() {
                         Method::Masq,
                     );
                     let mut evicted = |c: &Connection| {
-                        assert!(c.state.is_half_open());
+                        assert!(c.state.gives_way());
                         replaced.fetch_add(1, Ordering::Relaxed);
                     };
                     if table
@@ -307,12 +307,12 @@ fn a_flood_by_several_workers_leaves_established_alone() {
         inserted > CAPACITY as u64,
         "nearly all of the flood was refused: {inserted}"
     );
-    let mut half_open = 0;
-    table.for_each(|c| half_open += c.state.is_half_open() as u64);
+    let mut giving_way = 0;
+    table.for_each(|c| giving_way += c.state.gives_way() as u64);
     let counted: u64 = table
         .chunks
         .iter()
-        .map(|c| c.half_open.load(Ordering::Relaxed) as u64)
+        .map(|c| c.giving_way.load(Ordering::Relaxed) as u64)
         .sum();
-    assert_eq!((half_open, counted), (inserted - replaced, inserted - replaced));
+    assert_eq!((giving_way, counted), (inserted - replaced, inserted - replaced));
 }
