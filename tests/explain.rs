@@ -64,4 +64,16 @@ fn a_running_director_explains() {
         .output(&["explain", "tcp", "198.51.100.7:20001", "10.200.1.1:80"]);
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
     assert!(text.contains("\nto the server of its connection: "), "{text}");
+
+    // The director as its own NAT server works on the service's port only.
+    for (port, hop) in [
+        (8080, "the director itself: its local stack"),
+        (81, "the director itself, by NAT to another port: dropped (local_port)"),
+    ] {
+        bench.ipvsadm("-A -t 10.200.1.1:8080 -s rr");
+        bench.ipvsadm(&format!("-a -t 10.200.1.1:8080 -r 10.200.1.1:{port} -m"));
+        let local = ask(&bench, "10.200.1.1:8080");
+        bench.ipvsadm("-D -t 10.200.1.1:8080");
+        assert_eq!(local["server"]["next_hop"]["no_hop"], hop);
+    }
 }

@@ -390,12 +390,12 @@ impl Scene<'_> {
             active: destination.load.active(),
             inactive: destination.load.inactive(),
             unavailable,
-            next_hop: self.hop(&destination.reach),
+            next_hop: self.hop(destination, method),
         }
     }
 
-    fn hop(&self, reach: &Reach) -> HopReport {
-        let no_hop = match reach {
+    fn hop(&self, destination: &Destination, method: Method) -> HopReport {
+        let no_hop = match &destination.reach {
             Reach::Hop { hop, source } => {
                 let interface = self.table.interfaces.get(hop.interface.0 as usize);
                 return HopReport::Hop {
@@ -404,6 +404,9 @@ impl Scene<'_> {
                     source: *source,
                     mtu: hop.mtu,
                 };
+            }
+            Reach::Local if destination.is_local_on_another_port(method, self.flow.destination_port()) => {
+                "the director itself, by NAT to another port: dropped (local_port)"
             }
             Reach::Local => "the director itself: its local stack",
             Reach::Resolving => "the neighbour is being asked for: dropped until it answers (no_neighbour)",

@@ -182,14 +182,10 @@ impl<D: Driver> Round<'_, D> {
     ) -> Verdict {
         match destination.reach {
             Reach::Hop { .. } => Verdict::Drop(DropReason::NoRoute),
-            // The director is the real server. It answers from the VIP itself, so NAT to another port cannot work: the
-            // answer would never be seen here.
-            Reach::Local
-                if method != Method::Masq || [0, parsed.flow.destination_port()].contains(&destination.key.port) =>
-            {
-                Verdict::HandBack
+            Reach::Local if destination.is_local_on_another_port(method, parsed.flow.destination_port()) => {
+                Verdict::Drop(DropReason::LocalPort)
             }
-            Reach::Local => Verdict::Drop(DropReason::LocalPort),
+            Reach::Local => Verdict::HandBack,
             Reach::Resolving => Verdict::Drop(DropReason::NoNeighbour),
             Reach::ForeignInterface => Verdict::Drop(DropReason::ForeignInterface),
             Reach::Unreachable => {

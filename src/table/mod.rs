@@ -499,6 +499,15 @@ pub struct Destination {
     pub counters: Arc<[Counters]>,
 }
 
+impl Destination {
+    /// The director itself, by NAT on another port than the service's: its answers would never be seen here. A
+    /// destination of port 0 takes the service's.
+    pub fn is_local_on_another_port(&self, method: Method, service_port: u16) -> bool {
+        let is_local = matches!(self.reach, Reach::Local);
+        is_local && method == Method::Masq && ![0, service_port].contains(&self.key.port)
+    }
+}
+
 /// Traffic of one destination through one worker: written by that worker only, read by anyone.
 #[derive(Debug, Default)]
 #[repr(align(64))]
