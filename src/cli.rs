@@ -115,7 +115,7 @@ fn dispatch(command: Command) -> ExitCode {
 }
 
 fn client(socket: &SocketOption) -> Client {
-    Client::new(socket.resolve())
+    Client::patient(socket.resolve())
 }
 
 /// Prints an answer, or why there is none.

@@ -7,7 +7,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use uvs::io::filter::attach;
@@ -106,7 +109,9 @@ fn live_on(label: &str, driver: &str, other: &str) {
         .expect("the other driver starts after kill -9");
     all_go_on(&mut open, &format!("kill -9, then driver {other}"));
 
+    let commands = Commands::start(&mut s);
     restarts.push(start_again(&mut s, &["--driver", driver, "--takeover"], &mut open[2]));
+    commands.stop_without_failure();
     all_go_on(&mut open, &format!("takeover from driver {other}"));
 
     println!("{driver}: forwarding again after {restarts:?}");
@@ -121,6 +126,45 @@ fn live_on(label: &str, driver: &str, other: &str) {
     stop_the_dead(&mut s);
     s.start(&["--driver", driver]).expect("it starts");
     leaves_nothing(&mut s);
+}
+
+/// An operator's script, which knows nothing of takeovers.
+struct Commands {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(usize, Vec<Output>)>,
+}
+
+impl Commands {
+    fn start(s: &mut Scenario) -> Commands {
+        let socket = s.director().unwrap().socket().to_owned();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut all, mut failed) = (0, Vec::new());
+            while !stopped.load(Ordering::Relaxed) {
+                let mut command = Command::new(program());
+                command
+                    .args(["ipvsadm", "--set", "900", "120", "300"])
+                    .env("UVS_SOCKET", &socket);
+                let output = command.output().expect("uvs runs");
+                all += 1;
+                failed.extend((!output.status.success()).then_some(output));
+            }
+            (all, failed)
+        });
+        Commands { stop, thread }
+    }
+
+    fn stop_without_failure(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (all, failed) = self.thread.join().expect("it does not panic");
+        assert!(
+            failed.is_empty() && all > 2,
+            "{} of {all} failed: {:?}",
+            failed.len(),
+            failed.first()
+        );
+    }
 }
 
 /// `uvs stop` gives the virtual addresses back though nobody runs.

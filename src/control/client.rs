@@ -5,9 +5,11 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::protocol::{REPLY_LEN_MAX, REQUEST_LEN_MAX, Reply, Request};
+use super::server::STOPPING;
 
 /// How long a daemon may stay silent in the middle of an exchange. A table change waits for all workers.
 pub const TIME_MAX: Duration = Duration::from_secs(30);
@@ -64,16 +66,33 @@ pub enum ClientError {
     Nonsense(serde_json::Error),
 }
 
+/// How long a patient client waits for the next daemon, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// A daemon's socket. Each call connects anew.
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+    patience: Duration,
 }
 
 impl Client {
     /// A client of the daemon that listens at `path`; connects at the first call.
     pub fn new(path: PathBuf) -> Client {
-        Client { path }
+        Client {
+            path,
+            patience: Duration::ZERO,
+        }
+    }
+
+    /// The same for commands of operators and scripts: while one daemon takes over from another, or is started again after a
+    /// crash, they wait. The socket's file is there then, and nobody listens.
+    pub fn patient(path: PathBuf) -> Client {
+        Client {
+            path,
+            patience: PATIENCE,
+        }
     }
 
     fn connect(&self) -> Result<UnixStream, ClientError> {
@@ -110,6 +129,25 @@ impl Client {
 
 impl Transport for Client {
     fn call(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        let until = Instant::now() + self.patience;
+        loop {
+            let answer = self.call_once(request);
+            // In neither case has anything been done.
+            let is_between = match &answer {
+                Err(ClientError::NotRunning { error, .. }) => error.kind() == io::ErrorKind::ConnectionRefused,
+                Ok(Reply::Error { message }) => message == STOPPING,
+                _ => false,
+            };
+            if !is_between || Instant::now() >= until {
+                return answer;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+impl Client {
+    fn call_once(&self, request: &Request) -> Result<Reply, ClientError> {
         let mut line = serde_json::to_vec(request).map_err(ClientError::Nonsense)?;
         line.push(b'\n');
         if line.len() > REQUEST_LEN_MAX {
@@ -152,7 +190,6 @@ impl Transport for Client {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
-    use std::thread;
 
     use super::*;
 
@@ -196,6 +233,23 @@ mod tests {
             matches!(error, ClientError::NotRunning { .. }),
             "nobody listens any more: {error}"
         );
+
+        // The next daemon comes after a while.
+        let path = client.path.clone();
+        let next = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            std::fs::remove_file(&path).unwrap();
+            let listener = UnixListener::bind(&path).unwrap();
+            let stopping = format!("{{\"reply\":\"error\",\"message\":\"{STOPPING}\"}}\n");
+            for answer in [stopping.as_str(), "{\"reply\":\"ok\",\"version\":\"9\",\"pid\":7}\n"] {
+                let (mut stream, _) = listener.accept().unwrap();
+                BufReader::new(&stream).read_line(&mut String::new()).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        let patient = Client::patient(client.path.clone()).call(&Request::Ping);
+        assert!(patient.is_ok_and(|reply| !matches!(reply, Reply::Error { .. })));
+        next.join().unwrap();
 
         let (_dir, mut client, _daemon) = self::daemon(b"what?\n");
         let error = client.call(&Request::Ping).unwrap_err();

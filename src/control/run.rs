@@ -413,7 +413,10 @@ fn finish(ending: Ending, mut director: Director, entries: &EntriesFile, indexes
     if let Some(answering) = ending.answering {
         answering.reply(here());
     }
-    drop(server);
+    match ending.keep {
+        true => server.leave_file(),
+        false => drop(server),
+    }
 }
 
 /// The rules to start with: those of last time, unless the configuration says something new.

@@ -101,11 +101,16 @@ pub enum ServerError {
     },
 }
 
+/// What requests are told that come when nobody carries them out any more.
+pub const STOPPING: &str = "uvs is stopping";
+
 /// The listening socket. Dropping it closes it, removes its file, and waits a moment until answers that were given are
 /// written.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    /// Another daemon will come: clients see by the file that it is worth to wait.
+    leave_file: bool,
     /// Device and inode of our file: another daemon's file at the same path is left alone.
     identity: (u64, u64),
     stopping: Arc<AtomicBool>,
@@ -158,12 +163,18 @@ impl Server {
             .map_err(system("cannot start its thread"))?;
         Ok(Server {
             path: path.to_owned(),
+            leave_file: false,
             identity: (metadata.dev(), metadata.ino()),
             stopping,
             busy,
             waker,
             thread: Some(thread),
         })
+    }
+
+    /// Closes it without removing its file, as a crash would.
+    pub fn leave_file(mut self) {
+        self.leave_file = true;
     }
 }
 
@@ -177,7 +188,10 @@ impl Drop for Server {
             log::error!("the control socket's thread panicked");
         }
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        if ours
+            && !self.leave_file
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             log::warn!("control socket {}: cannot remove it: {error}", self.path.display());
         }
         let deadline = Instant::now() + LAST_WORDS_MAX;
@@ -344,7 +358,7 @@ impl Client {
         let answer = self.requests.send(asked).ok().and_then(|()| answer.recv().ok());
         match answer {
             Some(make) => make(),
-            None => error("uvs is stopping".to_owned()),
+            None => error(STOPPING.to_owned()),
         }
     }
 

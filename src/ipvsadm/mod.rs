@@ -64,7 +64,7 @@ pub fn main(called: &str, arguments: &[OsString]) -> ExitCode {
         .iter()
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let mut client = Client::new(SocketOption::default().resolve());
+    let mut client = Client::patient(SocketOption::default().resolve());
     let program = Program::of(called).unwrap_or(Program::Ipvsadm);
     let stdin = &mut std::io::stdin().lock();
     let outcome = run(program, called, &arguments, stdin, &mut client, &SystemNames::default());
