@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(unsafe_code, reason = "an allocator is unsafe to be; this one counts and passes on")]
 
+#[path = "../perf/bench/driver.rs"]
+mod driver;
 #[path = "support/memory_director.rs"]
 mod memory_director;
 #[path = "support/packets.rs"]
@@ -20,7 +22,7 @@ use packets::{FAMILIES, addresses, segment};
 use serde_json::Value;
 use uvs::packet::{Offload, TcpFlags};
 use uvs::service::Method;
-use world::{Random, World};
+use world::{Plan, Random, World};
 
 struct Counting;
 
@@ -73,7 +75,13 @@ fn no_allocation_for_new_connections_nor_for_known_ones() {
         "the allocator that is watched is the one in use"
     );
     for method in [Method::Masq, Method::Route, Method::Tunnel] {
-        let mut world = World::new(method, CONNECTIONS);
+        let mut world = World::of(&Plan {
+            method,
+            capacity: CONNECTIONS,
+            workers: 1,
+            destinations: 16,
+            scheduler: "wlc",
+        });
         let new = allocations(|| world.establish(CONNECTIONS));
         // `establish` itself makes a list of the clients.
         assert!(new <= 1, "{method:?}: {new} allocations for {CONNECTIONS} connections");

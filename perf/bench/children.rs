@@ -1,113 +1,138 @@
 //! The programs that are measured, each run in a process of its own: this one, the floor, this one under valgrind.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
-use super::Mode;
-use super::report::Row;
-
-/// Instructions are counted at this many connections at most: more take minutes under valgrind and change nothing.
-const COUNTED_AT_MAX: u32 = 100_000;
-/// Packets whose instructions are counted.
-const COUNTED_PACKETS: u64 = 64_000;
-
-/// What is the same for all rows.
-pub struct Setup {
-    pub floor: Option<PathBuf>,
-    pub cpu: Option<usize>,
-    pub runs: Option<usize>,
-    pub packets: u64,
+/// Starts them, pinned.
+pub struct Children {
+    floor: Option<PathBuf>,
+    cpus: Vec<usize>,
 }
 
-impl Setup {
-    /// Measures one row. The two programs take turns, so that whatever else the machine does meets both.
-    pub fn row(&self, mode: Mode, connections: u32) -> Row {
-        let runs = self.runs.unwrap_or(if connections > 1_000_000 { 3 } else { 5 });
-        let (mut ours, mut floor, mut bytes) = (Vec::new(), Vec::new(), 0.0);
-        for _ in 0..runs {
-            floor.extend(self.floor_ns(mode, connections));
-            let [ns, bytes_per_connection] = self.our_run(mode, connections);
-            ours.push(ns);
-            bytes = bytes_per_connection;
+/// A program that is running.
+struct Running {
+    child: Child,
+    what: String,
+}
+
+impl Children {
+    /// `floor` is the folder of its programs; `cpu` the one to be measured on.
+    pub fn new(floor: Option<PathBuf>, cpu: Option<usize>) -> Children {
+        let known = core_affinity::get_core_ids().unwrap_or_default();
+        let mut cpus: Vec<usize> = known.iter().rev().map(|core| core.id).collect();
+        if let Some(cpu) = cpu {
+            cpus.retain(|other| *other != cpu);
+            cpus.insert(0, cpu);
         }
-        Row {
-            mode: mode.name(),
-            connections,
-            ns_per_packet: median(&mut ours).unwrap_or(f64::NAN),
-            floor_ns: median(&mut floor),
-            instructions_per_packet: self.instructions(mode, connections.min(COUNTED_AT_MAX)),
-            bytes_per_connection: bytes,
+        Children { floor, cpus }
+    }
+
+    /// The CPUs of two workers, if there are two.
+    pub fn pair(&self) -> Option<[usize; 2]> {
+        self.cpus.first_chunk().copied()
+    }
+
+    /// The numbers that a run of this program prints, on the one CPU.
+    pub fn ours(&self, arguments: &[String]) -> Vec<f64> {
+        self.ours_on(&self.cpus[..1], arguments)
+    }
+
+    /// The same with a worker on each of these CPUs.
+    pub fn ours_on(&self, cpus: &[usize], arguments: &[String]) -> Vec<f64> {
+        let mut command = pinned(cpus, &this_program());
+        command.args(arguments);
+        if cpus.len() > 1 {
+            cpus.iter().for_each(|cpu| {
+                command.args(["--cpu", &cpu.to_string()]);
+            });
         }
+        numbers(&Running::start(command).output())
     }
 
-    fn our_run(&self, mode: Mode, connections: u32) -> [f64; 2] {
-        let mut command = self.pinned(&this_program());
-        one_run(&mut command, mode, connections, self.packets);
-        let output = output(&mut command);
-        let numbers: Vec<f64> = output.split_whitespace().filter_map(|n| n.parse().ok()).collect();
-        numbers.try_into().expect("a run prints two numbers")
-    }
-
-    fn floor_ns(&self, mode: Mode, connections: u32) -> Option<f64> {
-        let mode = if mode == Mode::Tunnel { "ipip" } else { mode.name() };
-        let mut command = self.pinned(self.floor.as_deref()?);
-        // Batches of 64, prefetching, huge pages.
-        command.args([
-            mode,
-            &connections.to_string(),
-            "64",
-            "1",
-            "1",
-            &self.packets.to_string(),
-        ]);
-        let output = output(&mut command);
-        let number = output.split(" ns/pkt").next()?.rsplit(' ').next()?;
-        Some(number.parse().expect("the floor prints ns/pkt"))
-    }
-
-    /// A program on the one CPU.
-    fn pinned(&self, program: &Path) -> Command {
-        let last = std::thread::available_parallelism().map_or(0, |n| n.get() - 1);
-        let mut command = Command::new("taskset");
-        command.arg("-c").arg(self.cpu.unwrap_or(last).to_string()).arg(program);
-        command
-    }
-
-    /// Instructions a packet, by callgrind; `None` without valgrind.
-    fn instructions(&self, mode: Mode, connections: u32) -> Option<f64> {
-        let mut command = Command::new("valgrind");
-        command
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            .arg("--toggle-collect=*process_measured*")
-            .arg(this_program());
-        one_run(&mut command, mode, connections, COUNTED_PACKETS);
-        let output = command.output().ok()?;
-        let text = String::from_utf8_lossy(&output.stderr);
-        let collected = text.lines().find_map(|line| line.split_once("Collected :"));
-        let Some((_, count)) = collected else {
-            panic!("valgrind: {text}");
+    /// Nanoseconds a packet of the floor on each of these CPUs, at the same time.
+    pub fn floor_on(&self, cpus: &[usize], mode: &str, connections: u32, packets: u64) -> Option<Vec<f64>> {
+        let program = self.floor.as_ref()?.join("mb");
+        let start = |cpu: &usize| {
+            let mut command = pinned(&[*cpu], &program);
+            // Batches of 64, prefetching, huge pages.
+            command.args([mode, &connections.to_string(), "64", "1", "1", &packets.to_string()]);
+            Running::start(command)
         };
-        Some(count.trim().parse::<f64>().expect("a number") / COUNTED_PACKETS as f64)
+        let running: Vec<Running> = cpus.iter().map(start).collect();
+        let number = |running: Running| number_before(&running.output(), " ns/pkt");
+        Some(running.into_iter().map(number).collect())
     }
+
+    /// The same on the one CPU.
+    pub fn floor(&self, mode: &str, connections: u32, packets: u64) -> Option<f64> {
+        Some(self.floor_on(&self.cpus[..1], mode, connections, packets)?[0])
+    }
+
+    /// Nanoseconds that the floor takes to insert a connection.
+    pub fn floor_insert(&self, connections: u32) -> Option<f64> {
+        let mut command = pinned(&self.cpus[..1], &self.floor.as_ref()?.join("ins"));
+        command.arg(connections.to_string());
+        Some(number_before(&Running::start(command).output(), " ns/conn"))
+    }
+}
+
+/// Instructions a packet that a run of this program spends in `process_measured`, by callgrind. `None` without valgrind.
+pub fn instructions(arguments: &[String]) -> Option<f64> {
+    let mut command = Command::new("valgrind");
+    command
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg("--toggle-collect=*process_measured*")
+        .arg(this_program())
+        .args(arguments);
+    let output = command.output().ok()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {text}");
+    let collected = text.lines().find_map(|line| line.split_once("Collected :"));
+    let (_, count) = collected.unwrap_or_else(|| panic!("valgrind: {text}"));
+    let counted: f64 = count.trim().parse().expect("a number");
+    let numbers = numbers(&String::from_utf8_lossy(&output.stdout));
+    Some(counted / numbers[2])
 }
 
 fn this_program() -> PathBuf {
     std::env::current_exe().expect("this program has a path")
 }
 
-fn one_run(command: &mut Command, mode: Mode, connections: u32, packets: u64) {
-    command.args(["--mode", mode.name(), "--connections", &connections.to_string()]);
-    command.args(["--one-run", &packets.to_string()]);
+/// A program on these CPUs.
+fn pinned(cpus: &[usize], program: &Path) -> Command {
+    let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
+    let mut command = Command::new("taskset");
+    command.arg("-c").arg(cpus.join(",")).arg(program);
+    command
 }
 
-fn output(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {error}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+impl Running {
+    fn start(mut command: Command) -> Running {
+        command.stdout(Stdio::piped());
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        Running {
+            child,
+            what: format!("{command:?}"),
+        }
+    }
+
+    fn output(self) -> String {
+        let Running { child, what } = self;
+        let output = child.wait_with_output().unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert!(output.status.success(), "{what}: {}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
 }
 
-fn median(numbers: &mut [f64]) -> Option<f64> {
-    numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied()
+/// What a run of this program prints.
+fn numbers(text: &str) -> Vec<f64> {
+    let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("no number: {text}"));
+    text.split_whitespace().map(number).collect()
+}
+
+/// The number in front of its unit.
+fn number_before(text: &str, unit: &str) -> f64 {
+    let number = text.split(unit).next().and_then(|before| before.rsplit(' ').next());
+    let number = number.and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("no{unit}: {text}"))
 }
