@@ -145,6 +145,12 @@ impl Bucket {
         word.store(others | (tag as u64) << shift, Ordering::Release);
     }
 
+    /// The first lane without a reference. The bucket is locked.
+    fn empty_lane(&self) -> Option<usize> {
+        let lanes = self.matches(0);
+        (lanes != 0).then(|| lanes.trailing_zeros() as usize % LANES)
+    }
+
     fn lane_of(&self, reference: u32) -> Option<usize> {
         self.references
             .iter()
@@ -402,7 +408,7 @@ impl Window<'_> {
     fn place(&mut self, tag: u16, reference: Reference) -> Option<(usize, usize)> {
         loop {
             let distance = self.locked - 1;
-            if let Some(lane) = self.last().lane_of(Reference::EMPTY) {
+            if let Some(lane) = self.last().empty_lane() {
                 // Before the reference can be found: a search must come this far.
                 self.buckets[..distance]
                     .iter()

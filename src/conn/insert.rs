@@ -79,6 +79,22 @@ pub enum InsertError<'t> {
     Full,
 }
 
+/// A NAT connection that is in the table, and not found by its replies yet.
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct ReplyLink<'t> {
+    entry: EntryRef<'t>,
+    hash: Hash,
+    key: FlowKey,
+}
+
+impl ReplyLink<'_> {
+    /// What its replies are found by.
+    pub fn key(&self) -> &FlowKey {
+        &self.key
+    }
+}
+
 /// What connection and template have in common.
 struct Draft<'a> {
     kind: Kind,
@@ -130,6 +146,24 @@ impl ConnectionTable {
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
     ) -> Result<EntryRef<'t>, InsertError<'t>> {
+        let (entry, link) = self.insert_one_way(worker, hash, new, now, evicted)?;
+        match link.and_then(|link| self.link_replies(link)) {
+            // The caller counts it off.
+            Some(_gone) => Err(InsertError::Full),
+            None => Ok(entry),
+        }
+    }
+
+    /// The same, but a NAT connection's second key is left for [`link_replies`](ConnectionTable::link_replies), in the same batch:
+    /// until then the memory that it needs can come.
+    pub fn insert_one_way<'t>(
+        &'t self,
+        worker: WorkerId,
+        hash: Hash,
+        new: &NewConnection<'t>,
+        now: Tick,
+        evicted: &mut dyn FnMut(&Connection),
+    ) -> Result<(EntryRef<'t>, Option<ReplyLink<'t>>), InsertError<'t>> {
         let draft = Draft {
             kind: Kind::Connection,
             flow: &new.flow,
@@ -175,7 +209,8 @@ impl ConnectionTable {
             helped: false,
         };
         let hash = self.hash_as(Kind::Template, &new.key.flow, new.key.call_id);
-        self.add(worker.0 as usize, hash, &draft, now, evicted)
+        let added = self.add(worker.0 as usize, hash, &draft, now, evicted);
+        added.map(|(entry, _)| entry)
     }
 
     fn add<'t>(
@@ -185,7 +220,7 @@ impl ConnectionTable {
         draft: &Draft<'_>,
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
-    ) -> Result<EntryRef<'t>, InsertError<'t>> {
+    ) -> Result<(EntryRef<'t>, Option<ReplyLink<'t>>), InsertError<'t>> {
         let reply = draft.reply_key().map(|key| (self.hash(&key), key));
         if let Some((hash, _)) = &reply {
             self.prefetch_bucket(*hash);
@@ -219,17 +254,29 @@ impl ConnectionTable {
             Err(Refused::NoRoom) if published => return Err(self.take_back(worker, draft.kind, entry)),
             Err(Refused::NoRoom) => return Err(InsertError::Full),
         }
-        if let Some((hash, key)) = reply
-            && !self.link_reply(entry, hash, &key)
-        {
-            return Err(self.take_back(worker, draft.kind, entry));
-        }
         self.slots.count_inserted(worker);
         let chunk = self.chunk_of(number);
         chunk.count_giving_way(State::None, draft.state);
         chunk.expires_at(draft.deadline);
         self.count_expected(draft.kind, entry, 1);
-        Ok(entry)
+        Ok((entry, reply.map(|(hash, key)| ReplyLink { entry, hash, key })))
+    }
+
+    /// Makes the connection findable by its replies. `Some`: there is no room in the index, and the connection has ended; it is to
+    /// be taken off its destination's numbers.
+    pub fn link_replies(&self, link: ReplyLink<'_>) -> Option<Connection> {
+        let ReplyLink { entry, hash, key } = link;
+        if !self.link_reply(entry, hash, &key) {
+            return self.retire(entry, |_| true);
+        }
+        if !entry.is_live() {
+            // Another worker made room in between, and may have looked for this reference in vain. Where a lock's holder does
+            // not run it stays, and finds nobody.
+            let _removed = self
+                .index
+                .remove(hash, Reference::new(entry.number(), Direction::Reply));
+        }
+        None
     }
 
     /// A generation that no template and no helped connection had, in its place in their words.

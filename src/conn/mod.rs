@@ -53,7 +53,7 @@ pub use entries::{Entries, EntriesError, boot_id, is_tmpfs};
 pub use entry::{Connection, EntryRef, Hit};
 pub use expire::SweepReport;
 pub use helped::{Passive, Shift};
-pub use insert::{INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate};
+pub use insert::{INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, ReplyLink};
 pub use layout::{Direction, Kind};
 pub use recover::{Recovered, Recovery, move_entries};
 pub use slots::CAPACITY_MAX;

@@ -7,10 +7,9 @@ use super::flow::endpoint_of_destination;
 use super::ftp;
 use super::related::Receiver;
 use super::round::{Round, Teller, Verdict};
-use crate::conn::ticks_of_seconds;
 use crate::conn::{
-    CallId, Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, State,
-    TemplateKey, sctp, tcp,
+    CallId, Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, ReplyLink, State,
+    TemplateKey, sctp, tcp, ticks_of_seconds,
 };
 use crate::forward::icmp;
 use crate::packet::quote::Quote;
@@ -297,7 +296,7 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// Enters a connection, and counts it on its destination. `lasts`: the state it begins in, and for how long.
     pub(super) fn enter(
-        &self,
+        &mut self,
         service: &Service,
         choice: &Choice<'a>,
         flow: &FlowKey,
@@ -318,7 +317,13 @@ impl<'a, D: Driver> Round<'a, D> {
             controller: choice.template,
             helped: ftp::is_control(flow, destination.method),
         };
-        self.enter_counted(&new, destination)
+        let (entry, link) = self.enter_one_way(&new, destination)?;
+        if let Some(link) = link
+            && let Some(due) = self.waiting.push(link)
+        {
+            self.link(due);
+        }
+        Ok(entry)
     }
 
     /// Enters a connection that is ready, and counts it on its destination.
@@ -330,6 +335,25 @@ impl<'a, D: Driver> Round<'a, D> {
     where
         'a: 'n,
     {
+        let (entry, link) = self.enter_one_way(new, destination)?;
+        match link.and_then(|link| self.connections.link_replies(link)) {
+            Some(gone) => {
+                self.table.count_off(&gone);
+                Err(InsertError::Full)
+            }
+            None => Ok(entry),
+        }
+    }
+
+    /// The same, but its replies do not find it yet.
+    fn enter_one_way<'n>(
+        &self,
+        new: &NewConnection<'n>,
+        destination: &Destination,
+    ) -> Result<(EntryRef<'n>, Option<ReplyLink<'n>>), InsertError<'n>>
+    where
+        'a: 'n,
+    {
         let (active, upper, lower) = (
             new.state.is_active(),
             destination.upper_threshold,
@@ -338,7 +362,7 @@ impl<'a, D: Driver> Round<'a, D> {
         destination.load.add(active, upper);
         let (connections, table) = (self.connections, self.table);
         let hash = connections.hash(&new.flow);
-        let inserted = connections.insert(self.worker, hash, new, self.now, &mut |gone| table.count_off(gone));
+        let inserted = connections.insert_one_way(self.worker, hash, new, self.now, &mut |gone| table.count_off(gone));
         if inserted.is_err() {
             destination.load.remove(active, upper, lower);
         }

@@ -93,7 +93,7 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// Enters the connection as one of the client's, whose way is not known yet.
     fn enter_outwards(
-        &self,
+        &mut self,
         service: &Service,
         choice: &Choice<'a>,
         flow: &FlowKey,

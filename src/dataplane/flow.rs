@@ -42,10 +42,14 @@ impl<D: Driver> Round<'_, D> {
         parsed: &Parsed,
         hash: Hash,
     ) -> Verdict {
-        match self.connections.lookup(hash, &parsed.flow) {
-            Some(hit) => self.known(frame, interface, parsed, hit),
-            None => self.unknown(frame, interface, parsed),
+        if let Some(hit) = self.connections.lookup(hash, &parsed.flow) {
+            return self.known(frame, interface, parsed, hit);
         }
+        if !tcp::may_create(parsed.tcp_flags) && self.waiting.has(&parsed.flow) {
+            self.link_waiting();
+            return self.search(frame, interface, parsed, hash);
+        }
+        self.unknown(frame, interface, parsed)
     }
 
     #[inline(always)]

@@ -18,4 +18,5 @@ pub mod pipeline;
 mod related;
 mod round;
 mod secured;
+mod waiting;
 pub mod worker;

@@ -15,6 +15,7 @@ use super::counters::{FrameCounts, WorkerShared};
 use super::driver::{BATCH_MAX, Driver, Received};
 use super::pieces;
 use super::round::Round;
+use super::waiting::Waiting;
 use crate::conn::{ConnectionTable, Guess, Hash, State, Tick, TimeoutTable, WorkerId};
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
@@ -163,11 +164,13 @@ impl Pipeline {
             ids: &mut self.ids,
             errors: &mut self.errors,
             dropper: &mut self.dropper,
+            waiting: Waiting::default(),
             driver,
         };
         for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
             round.one(received, looked, &mut self.fragments);
         }
+        round.link_waiting();
         self.fragments.expire(now_ns);
         pieces::count_fragments(&mut self.counts, &mut self.fragments);
         self.connections.quiescent(self.worker);

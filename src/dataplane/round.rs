@@ -6,7 +6,8 @@ use super::counters::FrameCounts;
 use super::driver::{Driver, Received};
 use super::pieces::Exit;
 use super::pipeline::{ErrorBudget, Finding, Looked};
-use crate::conn::{ConnectionTable, Reader, Tick, TimeoutTable, WorkerId};
+use super::waiting::Waiting;
+use crate::conn::{ConnectionTable, Reader, ReplyLink, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::{Packet, parse};
@@ -48,6 +49,7 @@ pub(super) struct Round<'a, D: Driver> {
     pub ids: &'a mut Identifications,
     pub errors: &'a mut ErrorBudget,
     pub dropper: &'a mut PacketDropper,
+    pub waiting: Waiting<'a>,
     pub driver: &'a mut D,
 }
 
@@ -59,6 +61,22 @@ impl<D: Driver> Round<'_, D> {
         match self.express(&mut frame, interface, looked) {
             Some(exit) => self.transmit(frame, exit),
             None => self.long_way(frame, interface, looked, fragments),
+        }
+    }
+
+    /// Lets replies find a new connection.
+    #[inline(never)]
+    pub(super) fn link(&self, link: ReplyLink<'_>) {
+        if let Some(gone) = self.connections.link_replies(link) {
+            self.table.count_off(&gone);
+        }
+    }
+
+    /// Lets replies find all of them.
+    #[inline(never)]
+    pub(super) fn link_waiting(&mut self) {
+        while let Some(link) = self.waiting.pop() {
+            self.link(link);
         }
     }
 

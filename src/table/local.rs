@@ -6,7 +6,8 @@ use std::net::IpAddr;
 /// The director's own addresses: single ones, and whole prefixes (`ip route add local PREFIX dev lo`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalAddresses {
-    hosts: HashSet<IpAddr>,
+    /// Asked for each new connection.
+    hosts: HashSet<IpAddr, foldhash::fast::RandomState>,
     prefixes: Vec<(IpAddr, u8)>,
 }
 
@@ -34,7 +35,7 @@ impl LocalAddresses {
     /// The same and these.
     pub fn with(&self, more: &HashSet<IpAddr>) -> LocalAddresses {
         LocalAddresses {
-            hosts: self.hosts.union(more).copied().collect(),
+            hosts: self.hosts.iter().chain(more).copied().collect(),
             prefixes: self.prefixes.clone(),
         }
     }
