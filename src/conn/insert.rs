@@ -80,15 +80,15 @@ pub enum InsertError<'t> {
 }
 
 /// A NAT connection that is in the table, and not found by its replies yet.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[must_use]
-pub struct ReplyLink<'t> {
-    entry: EntryRef<'t>,
+pub struct ReplyLink {
+    slot: u32,
     hash: Hash,
     key: FlowKey,
 }
 
-impl ReplyLink<'_> {
+impl ReplyLink {
     /// What its replies are found by.
     pub fn key(&self) -> &FlowKey {
         &self.key
@@ -163,7 +163,7 @@ impl ConnectionTable {
         new: &NewConnection<'t>,
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
-    ) -> Result<(EntryRef<'t>, Option<ReplyLink<'t>>), InsertError<'t>> {
+    ) -> Result<(EntryRef<'t>, Option<ReplyLink>), InsertError<'t>> {
         let draft = Draft {
             kind: Kind::Connection,
             flow: &new.flow,
@@ -220,7 +220,7 @@ impl ConnectionTable {
         draft: &Draft<'_>,
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
-    ) -> Result<(EntryRef<'t>, Option<ReplyLink<'t>>), InsertError<'t>> {
+    ) -> Result<(EntryRef<'t>, Option<ReplyLink>), InsertError<'t>> {
         let reply = draft.reply_key().map(|key| (self.hash(&key), key));
         if let Some((hash, _)) = &reply {
             self.prefetch_bucket(*hash);
@@ -259,13 +259,21 @@ impl ConnectionTable {
         chunk.count_giving_way(State::None, draft.state);
         chunk.expires_at(draft.deadline);
         self.count_expected(draft.kind, entry, 1);
-        Ok((entry, reply.map(|(hash, key)| ReplyLink { entry, hash, key })))
+        Ok((
+            entry,
+            reply.map(|(hash, key)| ReplyLink {
+                slot: number,
+                hash,
+                key,
+            }),
+        ))
     }
 
     /// Makes the connection findable by its replies. `Some`: there is no room in the index, and the connection has ended; it is to
     /// be taken off its destination's numbers.
-    pub fn link_replies(&self, link: ReplyLink<'_>) -> Option<Connection> {
-        let ReplyLink { entry, hash, key } = link;
+    pub fn link_replies(&self, link: ReplyLink) -> Option<Connection> {
+        let ReplyLink { slot, hash, key } = link;
+        let entry = self.entry(slot)?;
         if !self.link_reply(entry, hash, &key) {
             return self.retire(entry, |_| true);
         }

@@ -350,7 +350,7 @@ impl<'a, D: Driver> Round<'a, D> {
         &self,
         new: &NewConnection<'n>,
         destination: &Destination,
-    ) -> Result<(EntryRef<'n>, Option<ReplyLink<'n>>), InsertError<'n>>
+    ) -> Result<(EntryRef<'n>, Option<ReplyLink>), InsertError<'n>>
     where
         'a: 'n,
     {

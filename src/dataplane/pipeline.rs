@@ -77,6 +77,7 @@ pub struct Pipeline {
     ids: Identifications,
     errors: ErrorBudget,
     dropper: PacketDropper,
+    waiting: Waiting,
     long_way_only: bool,
 }
 
@@ -120,6 +121,7 @@ impl Pipeline {
             ids,
             errors: ErrorBudget::default(),
             dropper: PacketDropper::default(),
+            waiting: Waiting::default(),
             long_way_only: false,
         }
     }
@@ -164,7 +166,7 @@ impl Pipeline {
             ids: &mut self.ids,
             errors: &mut self.errors,
             dropper: &mut self.dropper,
-            waiting: Waiting::default(),
+            waiting: &mut self.waiting,
             driver,
         };
         for (received, looked) in batch.drain(..).zip(self.looked.iter()) {

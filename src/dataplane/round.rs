@@ -49,7 +49,7 @@ pub(super) struct Round<'a, D: Driver> {
     pub ids: &'a mut Identifications,
     pub errors: &'a mut ErrorBudget,
     pub dropper: &'a mut PacketDropper,
-    pub waiting: Waiting<'a>,
+    pub waiting: &'a mut Waiting,
     pub driver: &'a mut D,
 }
 
@@ -66,7 +66,7 @@ impl<D: Driver> Round<'_, D> {
 
     /// Lets replies find a new connection.
     #[inline(never)]
-    pub(super) fn link(&self, link: ReplyLink<'_>) {
+    pub(super) fn link(&self, link: ReplyLink) {
         if let Some(gone) = self.connections.link_replies(link) {
             self.table.count_off(&gone);
         }

@@ -14,22 +14,22 @@ use crate::packet::FlowKey;
 const LINKS_MAX: usize = 8;
 
 /// The last few, oldest at `next`.
-#[derive(Default)]
-pub(super) struct Waiting<'a> {
-    links: [Option<ReplyLink<'a>>; LINKS_MAX],
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    links: [Option<ReplyLink>; LINKS_MAX],
     next: usize,
 }
 
-impl<'a> Waiting<'a> {
+impl Waiting {
     /// One more. Returns the one whose time has come.
-    pub fn push(&mut self, link: ReplyLink<'a>) -> Option<ReplyLink<'a>> {
+    pub fn push(&mut self, link: ReplyLink) -> Option<ReplyLink> {
         let place = self.next % LINKS_MAX;
         self.next = place + 1;
         self.links[place].replace(link)
     }
 
     /// The oldest.
-    pub fn pop(&mut self) -> Option<ReplyLink<'a>> {
+    pub fn pop(&mut self) -> Option<ReplyLink> {
         (0..LINKS_MAX).find_map(|n| {
             let place = (self.next + n) % LINKS_MAX;
             self.links[place].take()

@@ -10,32 +10,50 @@ use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
 /// Whom each address has.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Lblc {
     cache: Cache<DestinationKey>,
+    wlc: Wlc,
+}
+
+impl Lblc {
+    pub(super) fn new(candidates: &[Candidate]) -> Lblc {
+        Lblc {
+            cache: Cache::default(),
+            wlc: Wlc::new(candidates),
+        }
+    }
+
+    /// The same for a changed list.
+    pub(super) fn successor(&self, candidates: &[Candidate]) -> Lblc {
+        Lblc {
+            cache: self.cache.clone(),
+            wlc: Wlc::new(candidates),
+        }
+    }
+
+    /// By what is remembered of the address.
+    fn choose(&self, cached: Option<&DestinationKey>, candidates: &[Candidate]) -> Option<usize> {
+        let cached = cached.and_then(|key| place(key, candidates));
+        // As in the kernel, a threshold (-x) does not end this.
+        let usable = |n: &usize| candidates[*n].weight > 0 && !is_busy(&candidates[*n], candidates);
+        cached.filter(usable).or_else(|| self.wlc.least())
+    }
 }
 
 impl Schedule for Lblc {
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
         let decide = |cached: Option<&DestinationKey>| {
-            let picked = choose(cached, candidates, flow);
+            let picked = self.choose(cached, candidates);
             (picked, picked.map(|n| candidates[n].key))
         };
         self.cache.update(flow.destination(), decide)
     }
 
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
-        let look = |cached: Option<&DestinationKey>| choose(cached, candidates, flow);
+        let look = |cached: Option<&DestinationKey>| self.choose(cached, candidates);
         Peek::Sure(self.cache.peek(flow.destination(), look))
     }
-}
-
-/// By what is remembered of the address.
-fn choose(cached: Option<&DestinationKey>, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
-    let cached = cached.and_then(|key| place(key, candidates));
-    // As in the kernel, a threshold (-x) does not end this.
-    let usable = |n: &usize| candidates[*n].weight > 0 && !is_busy(&candidates[*n], candidates);
-    cached.filter(usable).or_else(|| Wlc.pick(candidates, flow))
 }
 
 /// It has more active connections than its weight, while another has less than half of its own.

@@ -15,9 +15,27 @@ use crate::service::DestinationKey;
 const SET_MAX: usize = 16;
 
 /// The sets.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Lblcr {
     cache: Cache<Set>,
+    wlc: Wlc,
+}
+
+impl Lblcr {
+    pub(super) fn new(candidates: &[Candidate]) -> Lblcr {
+        Lblcr {
+            cache: Cache::default(),
+            wlc: Wlc::new(candidates),
+        }
+    }
+
+    /// The same for a changed list.
+    pub(super) fn successor(&self, candidates: &[Candidate]) -> Lblcr {
+        Lblcr {
+            cache: self.cache.clone(),
+            wlc: Wlc::new(candidates),
+        }
+    }
 }
 
 /// Oldest first. Removed ones count again when they come back.
@@ -36,9 +54,9 @@ impl Set {
     }
 
     /// Of the set while that is not overloaded, else of all.
-    fn choose(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn choose(&self, candidates: &[Candidate], all: &Wlc) -> Option<usize> {
         let least = self.least(candidates).filter(|n| !is_busy(&candidates[*n], candidates));
-        least.or_else(|| Wlc.pick(candidates, flow))
+        least.or_else(|| all.least())
     }
 
     /// The least loaded for its weight; of equals the newest.
@@ -63,7 +81,7 @@ impl Schedule for Lblcr {
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
         let decide = |set: Option<&Set>| {
             let mut set = set.copied().unwrap_or_default();
-            let picked = set.choose(candidates, flow);
+            let picked = set.choose(candidates, &self.wlc);
             if let Some(n) = picked {
                 set.insert(candidates[n].key);
             }
@@ -73,7 +91,7 @@ impl Schedule for Lblcr {
     }
 
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
-        let look = |set: Option<&Set>| set.copied().unwrap_or_default().choose(candidates, flow);
+        let look = |set: Option<&Set>| set.copied().unwrap_or_default().choose(candidates, &self.wlc);
         Peek::Sure(self.cache.peek(flow.destination(), look))
     }
 }

@@ -1,17 +1,22 @@
 //! Least connections: the one with the fewest, an active one weighing 256 inactive ones; weights (but 0) do not count.
 
+use super::packed::Packed;
 use super::{Candidate, Load, Schedule};
 use crate::packet::FlowKey;
 
-/// Has no state of its own: the numbers are the destinations'.
+/// The numbers are the destinations'.
 #[derive(Debug)]
-pub struct Lc;
+pub struct Lc(Packed);
+
+impl Lc {
+    pub(super) fn new(candidates: &[Candidate]) -> Lc {
+        Lc(Packed::new(candidates))
+    }
+}
 
 impl Schedule for Lc {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
-        let available = candidates.iter().enumerate().filter(|(_, c)| c.is_available());
-        // min_by_key keeps the first of equals.
-        available.min_by_key(|(_, c)| overhead(&c.load)).map(|(n, _)| n)
+    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
+        self.0.least(overhead)
     }
 }
 

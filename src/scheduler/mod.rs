@@ -18,6 +18,7 @@ mod mh;
 mod none;
 mod nq;
 mod ovf;
+mod packed;
 mod rr;
 mod sed;
 mod sh;
@@ -158,21 +159,21 @@ pub fn build(
             Some((_, list)) => wrr::Wrr::beginning(list).successor(list, candidates),
             None => wrr::Wrr::default().successor(&[], candidates),
         }),
-        "lc" => Scheduler::Lc(lc::Lc),
-        "wlc" => Scheduler::Wlc(wlc::Wlc),
+        "lc" => Scheduler::Lc(lc::Lc::new(candidates)),
+        "wlc" => Scheduler::Wlc(wlc::Wlc::new(candidates)),
         "lblc" => Scheduler::Lblc(match previous {
-            Some((Scheduler::Lblc(lblc), _)) => lblc.clone(),
-            _ => lblc::Lblc::default(),
+            Some((Scheduler::Lblc(lblc), _)) => lblc.successor(candidates),
+            _ => lblc::Lblc::new(candidates),
         }),
         "lblcr" => Scheduler::Lblcr(match previous {
-            Some((Scheduler::Lblcr(lblcr), _)) => lblcr.clone(),
-            _ => lblcr::Lblcr::default(),
+            Some((Scheduler::Lblcr(lblcr), _)) => lblcr.successor(candidates),
+            _ => lblcr::Lblcr::new(candidates),
         }),
         "dh" => Scheduler::Dh(dh::Dh::new(candidates)),
         "sh" => Scheduler::Sh(sh::Sh::new(candidates, has("sh-fallback"), has("sh-port"))),
         "mh" => Scheduler::Mh(mh::Mh::new(candidates, has("mh-fallback"), has("mh-port"))),
-        "sed" => Scheduler::Sed(sed::Sed),
-        "nq" => Scheduler::Nq(nq::Nq),
+        "sed" => Scheduler::Sed(sed::Sed::new(candidates)),
+        "nq" => Scheduler::Nq(nq::Nq::new(candidates)),
         "fo" => Scheduler::Fo(fo::Fo),
         "ovf" => Scheduler::Ovf(ovf::Ovf),
         "none" => Scheduler::Nobody(none::Nobody),

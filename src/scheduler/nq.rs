@@ -1,19 +1,23 @@
 //! Never queue: the first idle one, else the shortest expected delay.
 
-use super::sed::Sed;
+use super::packed::Packed;
+use super::sed::least_delay;
 use super::{Candidate, Schedule};
 use crate::packet::FlowKey;
 
-/// Has no state of its own.
+/// The numbers are the destinations'.
 #[derive(Debug)]
-pub struct Nq;
+pub struct Nq(Packed);
+
+impl Nq {
+    pub(super) fn new(candidates: &[Candidate]) -> Nq {
+        Nq(Packed::new(candidates))
+    }
+}
 
 impl Schedule for Nq {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
-        let is_idle = |c: &Candidate| c.is_available() && c.load.active() == 0;
-        candidates
-            .iter()
-            .position(is_idle)
-            .or_else(|| Sed.pick(candidates, flow))
+    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
+        let idle = self.0.first(|load| load.active() == 0);
+        idle.or_else(|| least_delay(&self.0))
     }
 }

@@ -1,15 +1,25 @@
 //! Shortest expected delay: the smallest (active + 1) / weight. Inactive connections do not count.
 
-use super::wlc::least_for_weight;
+use super::packed::Packed;
 use super::{Candidate, Schedule};
 use crate::packet::FlowKey;
 
-/// Has no state of its own.
+/// The numbers are the destinations'.
 #[derive(Debug)]
-pub struct Sed;
+pub struct Sed(Packed);
+
+impl Sed {
+    pub(super) fn new(candidates: &[Candidate]) -> Sed {
+        Sed(Packed::new(candidates))
+    }
+}
 
 impl Schedule for Sed {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
-        least_for_weight(candidates, |c| c.load.active() as u64 + 1)
+    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
+        least_delay(&self.0)
     }
+}
+
+pub(super) fn least_delay(servers: &Packed) -> Option<usize> {
+    servers.least_for_weight(|load| load.active() as u64 + 1)
 }
