@@ -41,3 +41,50 @@ impl Waiting {
         self.links.iter().flatten().any(|link| link.key() == flow)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conn::{ConnectionTable, NewConnection, State, Tick, WorkerId};
+    use crate::packet::Protocol;
+    use crate::service::{DestinationKey, Method};
+
+    /// How: twenty connections. Goal: each comes out once, oldest first, at the ninth push or at the end; until then its replies
+    /// are known.
+    #[test]
+    fn first_in_first_out() {
+        let table = ConnectionTable::anonymous(100, 1).expect("memory");
+        let reply = |client: u32| FlowKey::v4(Protocol::TCP, 0xac10_0001, client, 8080 << 16 | 1024);
+        let link = |client: u32| {
+            let new = NewConnection {
+                flow: FlowKey::v4(Protocol::TCP, client, 0xc0a8_0001, 1024 << 16 | 80),
+                destination: DestinationKey {
+                    address: std::net::Ipv4Addr::from_bits(0xac10_0001).into(),
+                    port: 8080,
+                },
+                destination_id: 0,
+                method: Method::Masq,
+                state: State::SynRecv,
+                timeout_ticks: 100,
+                client_hop: 0,
+                fwmark: 0,
+                controller: None,
+                helped: false,
+            };
+            let hash = table.hash(&new.flow);
+            let inserted = table.insert_one_way(WorkerId(0), hash, &new, Tick(1), &mut |_| {});
+            inserted.expect("room").1.expect("a NAT connection")
+        };
+        let mut waiting = Waiting::default();
+        let mut came = Vec::new();
+        for client in 0..20 {
+            came.extend(waiting.push(link(client)).map(|link| *link.key()));
+            assert_eq!(came.len(), (client as usize + 1).saturating_sub(LINKS_MAX));
+            assert!(waiting.has(&reply(client)) && !waiting.has(&reply(client + 1)));
+        }
+        assert!(!waiting.has(&reply(11)) && waiting.has(&reply(12)));
+        came.extend(std::iter::from_fn(|| waiting.pop()).map(|link| *link.key()));
+        let all: Vec<FlowKey> = (0..20).map(reply).collect();
+        assert_eq!(came, all);
+    }
+}

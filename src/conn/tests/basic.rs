@@ -283,3 +283,34 @@ fn templates_of_calls() {
     table.sweep(Tick(101), usize::MAX, &mut |_| ended += 1);
     assert_eq!((ended, table.used(), table.index.references()), (8, 0, 0));
 }
+
+/// How: a NAT connection is entered in two steps, and ends between them or not. Goal: replies find it after the second, and one
+/// that has ended leaves nothing behind.
+#[test]
+fn the_second_key_may_come_later() {
+    for ends_between in [false, true] {
+        let table = ConnectionTable::anonymous(100, 1).unwrap();
+        table.online(W);
+        let (flow, server) = (flow(false, 1), server(false, 1));
+        let new = new(flow, server, Method::Masq);
+        let now = Tick(1000);
+        let (entry, link) = table
+            .insert_one_way(W, table.hash(&flow), &new, now, &mut none)
+            .unwrap();
+        let reply = reply(&flow, &server);
+        assert!(lookup(&table, &flow).is_some() && lookup(&table, &reply).is_none());
+        if ends_between {
+            assert!(table.remove(entry).is_some());
+            table.quiescent(W);
+            while table.reclaim(1) {}
+        }
+        assert!(table.link_replies(link.unwrap()).is_none());
+        let found = lookup(&table, &reply).map(|hit| hit.entry.number());
+        assert_eq!(found, (!ends_between).then_some(entry.number()));
+        assert_eq!(table.index.references(), if ends_between { 0 } else { 2 });
+    }
+    let table = ConnectionTable::anonymous(100, 1).unwrap();
+    let new = new(flow(false, 1), server(false, 1), Method::Route);
+    let inserted = table.insert_one_way(W, table.hash(&new.flow), &new, Tick(1000), &mut none);
+    assert!(inserted.unwrap().1.is_none(), "no reply comes this way");
+}
