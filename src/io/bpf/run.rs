@@ -34,10 +34,13 @@ struct TestRun {
 impl Program {
     /// Runs it on a frame and returns its verdict.
     pub fn run_once(&self, frame: &[u8]) -> io::Result<u32> {
-        self.run(frame, TestRun {
-            repeat: 1,
-            ..TestRun::default()
-        })
+        self.run(
+            frame,
+            TestRun {
+                repeat: 1,
+                ..TestRun::default()
+            },
+        )
     }
 
     /// Runs it `repeat` times on copies of `frame`, in batches of 64, in the namespace of the calling thread; what it
