@@ -368,11 +368,12 @@ impl Rig {
 
     fn start_nft(&mut self) -> Result<(), Error> {
         let rules = format!(
-            "table ip uvsperf {{ chain dnat {{ type nat hook prerouting priority -100; ip daddr {VIP} dnat to {} ; }} }}",
+            "table ip uvsperf {{\n chain before {{\n  type nat hook prerouting priority -100;\n  ip daddr {VIP} dnat to {}\n }}\n}}\n",
             server_address(0)
         );
-        let mut command = self.director.command("nft")?;
-        run(command.arg(rules))?;
+        let file = self.directory().join("rules.nft");
+        std::fs::write(&file, rules).map_err(Error::io("write rules for nft"))?;
+        run(self.director.command("nft")?.arg("-f").arg(&file))?;
         // Flows stay known from run to run.
         self.director
             .set_sysctl("net.netfilter.nf_conntrack_udp_timeout", "3600")
