@@ -60,10 +60,10 @@ fn ab(rig: &Rig, requests: u32, concurrency: u32) -> Result<(f64, f64), Error> {
 pub fn efficiency(setup: &Setup) -> Result<Row, Error> {
     let mut row = Row::new(
         "efficiency",
-        "Cluster efficiency, servers of 400 requests a second",
+        "Cluster efficiency, servers of 300 requests a second",
         "requests a second",
     );
-    let capacity = 400;
+    let capacity = 300;
     let seconds = if setup.quick { 2 } else { 4 };
     let servers = [1, 2, 8];
     let rigs = clusters(setup, row.name, &servers, capacity)?;
@@ -114,10 +114,10 @@ fn judge(row: &mut Row, single: &[f64], servers: &[usize]) {
 pub fn documents(setup: &Setup) -> Result<Row, Error> {
     let mut row = Row::new(
         "ab",
-        "ab -n 50000 -c 1000, servers of 2,500 requests a second",
+        "ab -n 50000 -c 1000, servers of 2,000 requests a second",
         "requests a second",
     );
-    let capacity = 2500;
+    let capacity = 2000;
     let requests = if setup.quick { 10_000 } else { 50_000 };
     let mut rigs = clusters(setup, row.name, &[1, 2], capacity)?;
     row.notes.push(steps(setup, &mut rigs)?);

@@ -1,8 +1,10 @@
 //! Which CPU who runs on, and how much of it was used.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
+use uvs::demo::cluster::Error;
 
 /// The CPU of clients and servers in rows with a TCP program, and of whoever watches.
 pub const OURS: usize = 0;
@@ -21,6 +23,22 @@ pub fn on<T>(cpu: usize, work: impl FnOnce() -> T) -> T {
 /// Pins the calling thread.
 pub fn pin(cpu: usize) {
     core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+}
+
+/// Gives every thread of a process real-time priority.
+pub fn realtime(pid: u32) -> Result<(), Error> {
+    let mut command = Command::new("chrt");
+    crate::rig::run(command.args(["-a", "-f", "-p", "10", &pid.to_string()])).map(drop)
+}
+
+/// Runs `work`, on the main thread, with real-time priority; what others do on this CPU meanwhile waits.
+pub fn undisturbed<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
+    let own = std::process::id().to_string();
+    let set = |arguments: &[&str]| crate::rig::run(Command::new("chrt").args(arguments).arg(&own)).map(drop);
+    set(&["-f", "-p", "10"])?;
+    let result = work();
+    set(&["-o", "-p", "0"])?;
+    Ok(result)
 }
 
 /// CPU time of all threads of a process, up to now.

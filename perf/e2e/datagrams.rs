@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use uvs::demo::cluster::Error;
 
 use crate::cpu::{self, OURS, THEIRS};
-use crate::generator::{BURST, Generator, Traffic};
+use crate::generator::{BURST, Generator, Order, Traffic};
 use crate::report::{Goal, Row, Series};
 use crate::rig::{Peer, Rig, Wanted, wrong};
 use crate::rows::Setup;
@@ -27,7 +27,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn build(setup: &Setup, row: &str, peer: Peer, flows: u32) -> Result<Lane, Error> {
+    fn build(setup: &Setup, row: &str, peer: Peer, flows: u32, order: Order) -> Result<Lane, Error> {
         let wanted = Wanted {
             live_frames: true,
             connections: flows.max(100_000) + flows / 8,
@@ -36,7 +36,7 @@ impl Lane {
         let mut rig = Rig::build(&format!("{row}-{flows}"), peer, &wanted)?;
         let traffic = Traffic {
             flows,
-            in_order: false,
+            order,
             rate: None,
         };
         Ok(Lane {
@@ -47,11 +47,11 @@ impl Lane {
         })
     }
 
-    /// Sends a frame of each flow, in another order than later, until all have come through.
+    /// Sends a frame of each flow until all have come through.
     fn establish(&mut self, flows: u32) -> Result<(), Error> {
         let traffic = Traffic {
             flows,
-            in_order: true,
+            order: Order::InTurn,
             rate: Some(200_000),
         };
         let generator = Generator::new(&mut self.rig, traffic)?;
@@ -140,7 +140,7 @@ pub fn packet(setup: &Setup) -> Result<Row, Error> {
     let mut lanes = Vec::new();
     for peer in [Peer::Base, Peer::Kernel, Peer::Nft, BARE, UVS] {
         if setup.can_run(peer, &mut row) {
-            lanes.push(Lane::build(setup, "packet", peer, FEW)?);
+            lanes.push(Lane::build(setup, "packet", peer, FEW, Order::Random)?);
         }
     }
     cost_row(setup, &mut row, &mut lanes)?;
@@ -158,11 +158,12 @@ pub fn flows(setup: &Setup) -> Result<Row, Error> {
         (UVS, FEW),
         (UVS, NFT_MANY),
         (UVS, MILLION),
+        (BARE, NFT_MANY),
         (Peer::Nft, NFT_MANY),
     ] {
         if setup.can_run(peer, &mut row) {
-            let mut lane = Lane::build(setup, "flows", peer, flows)?;
-            if flows > FEW {
+            let mut lane = Lane::build(setup, "flows", peer, flows, Order::Random)?;
+            if flows > FEW && peer != BARE {
                 lane.establish(flows)?;
             }
             if peer != Peer::Base {
@@ -195,8 +196,8 @@ pub fn one_packet(setup: &Setup) -> Result<Row, Error> {
         let mut base = 0.0;
         for (peer, values) in &mut peers {
             setup.go_on()?;
-            let mut lane = Lane::build(setup, "onepacket", *peer, MILLION)?;
-            let (ns, _) = lane.cost_ns(frames(setup).min(NFT_MANY))?;
+            let mut lane = Lane::build(setup, "onepacket", *peer, MILLION, Order::InTurn)?;
+            let (ns, _) = lane.cost_ns(frames(setup))?;
             match peer {
                 Peer::Base => base = ns,
                 _ => values.push(1e9 / (ns - base)),
@@ -224,7 +225,7 @@ const WINDOW: Duration = Duration::from_millis(400);
 fn rates(lane: &mut Lane, cpu: usize, rate: Option<u32>) -> Result<(f64, f64), Error> {
     let traffic = Traffic {
         flows: FEW,
-        in_order: false,
+        order: Order::Random,
         rate,
     };
     let generator = Generator::new(&mut lane.rig, traffic)?;
@@ -268,7 +269,7 @@ pub fn overload(setup: &Setup) -> Result<Row, Error> {
     let mut series = Vec::new();
     let mut lanes = Vec::new();
     for peer in [BARE, UVS] {
-        lanes.push(Lane::build(setup, "overload", peer, FEW)?);
+        lanes.push(Lane::build(setup, "overload", peer, FEW, Order::Random)?);
         series.extend(names.map(|name| (format!("{}, {name}", peer.name()), Vec::new())));
     }
     let mut offered_least = f64::MAX;

@@ -1,5 +1,5 @@
 //! A source of UDP frames: an XDP program that writes each one anew and redirects it into the client's interface, so that the
-//! director's meets it as it would a card's. So many flows, in an order that no prefetcher guesses; at a set rate, or in bursts.
+//! director's meets it as it would a card's. So many flows, in turn or at random; at a set rate, or in bursts.
 //!
 //! Flow f comes from 10.16.x.y and a port, all different; its packets are equal. Limit: 2^20 flows.
 
@@ -19,6 +19,7 @@ use crate::rig::{CLIENT_MAC, CLIENTS_MAC, DATAGRAMS, Rig, VIP, wrong};
 
 const HELPER_MAP_LOOKUP: i32 = 1;
 const HELPER_KTIME_NS: i32 = 5;
+const HELPER_RANDOM: i32 = 7;
 const HELPER_REDIRECT: i32 = 23;
 const XDP_DROP: i32 = 1;
 
@@ -36,20 +37,26 @@ pub const BURST: u32 = 1800;
 const CATCH_UP_NS: i32 = 200_000;
 /// Repetitions of one call: long enough to measure within, short enough to end soon when told to.
 const CALL: u32 = 24_000_000;
-/// Steps from flow to flow. It shares no factor with the numbers of flows in use, so that each comes once before any comes again.
-const STRIDE: i32 = 611_953;
-
 /// What the state's two values are.
 const SENT: i32 = 0;
 const NEXT_NS: i32 = 1;
+
+/// Which flow's frame comes after which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// One after the other, each once before any comes again.
+    InTurn,
+    /// At random.
+    Random,
+}
 
 /// Which frames.
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
     /// How many flows.
     pub flows: u32,
-    /// In the order of their numbers, as they first come; else scattered.
-    pub in_order: bool,
+    /// Which of them is next.
+    pub order: Order,
     /// Frames a second; as many as possible, if none.
     pub rate: Option<u32>,
 }
@@ -177,12 +184,16 @@ fn program(state: &Map, stop: &Map, interface: i32, traffic: Traffic) -> Vec<Ins
         pace(&mut a, (1_000_000_000 / rate.max(1)) as i32, drop);
     }
     lookup(&mut a, state, SENT, drop);
-    a.load(Width::B8, R1, R0, 0);
-    a.mov(R2, R1);
+    a.load(Width::B8, R9, R0, 0);
+    a.mov(R2, R9);
     a.alu_imm(Operation::Add, R2, 1);
     a.store(Width::B8, R0, 0, R2);
     // R1 = the flow; R3, R4 = low halves of its address and port.
-    a.alu_imm(Operation::Multiply, R1, if traffic.in_order { 1 } else { STRIDE });
+    if traffic.order == Order::Random {
+        a.call(HELPER_RANDOM);
+        a.mov(R9, R0);
+    }
+    a.mov(R1, R9);
     a.alu_imm(Operation::Modulo, R1, traffic.flows as i32);
     a.mov(R3, R1);
     a.alu_imm(Operation::ShiftRight, R3, 10);

@@ -383,7 +383,7 @@ impl Rig {
         let server = server_address(0);
         let listen = |port| format!("listen p{port}\n bind {VIP}:{port}\n server s {server}:{port}\n");
         let text = format!(
-            "global\n nbthread 1\n maxconn 20000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n \
+            "global\n nbthread 1\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n \
              timeout server 60s\n{}{}",
             listen(WEB),
             listen(BULK)
@@ -401,7 +401,7 @@ impl Rig {
         let listen = |port| format!("server {{ listen {VIP}:{port} backlog=16384; proxy_pass {server}:{port}; }}\n");
         let home = self.directory().join("stream");
         let text = format!(
-            "load_module {STREAM_MODULE};\n{}events {{ worker_connections 16384; }}\nstream {{\n{}{}}}\n",
+            "load_module {STREAM_MODULE};\n{}events {{ worker_connections 8192; }}\nstream {{\n{}{}}}\n",
             nginx_head(&home),
             listen(WEB),
             listen(BULK)
@@ -410,9 +410,11 @@ impl Rig {
         self.wait_for_listener()
     }
 
-    /// The VIP on the director answers.
-    fn wait_for_listener(&self) -> Result<(), Error> {
-        wait_for_listener(&self.director, VIP, WEB)
+    /// The VIP on the director answers; else what the director's program says.
+    fn wait_for_listener(&mut self) -> Result<(), Error> {
+        let listens = wait_for_listener(&self.director, VIP, WEB);
+        let said = self.director_process.as_mut().map(Process::output).unwrap_or_default();
+        listens.map_err(|error| wrong(format!("{error}\n{said}")))
     }
 
     fn start_bare(&mut self, driver: &str) -> Result<(), Error> {
@@ -494,7 +496,7 @@ fn nginx_head(home: &Path) -> String {
     let home = home.display();
     format!(
         "daemon off; master_process off; user root; pid {home}/pid; error_log {home}/error.log crit;\n\
-         worker_rlimit_nofile 40000;\n"
+         worker_rlimit_nofile 16000;\n"
     )
 }
 

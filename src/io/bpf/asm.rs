@@ -111,8 +111,6 @@ impl If {
 pub enum Operation {
     /// Addition.
     Add,
-    /// Multiplication.
-    Multiply,
     /// Remainder of an unsigned division.
     Modulo,
     /// Bitwise and.
@@ -131,7 +129,6 @@ impl Operation {
     fn bits(self) -> u8 {
         match self {
             Operation::Add => 0x00,
-            Operation::Multiply => 0x20,
             Operation::Modulo => 0x90,
             Operation::Xor => 0xa0,
             Operation::And => 0x50,
@@ -309,7 +306,6 @@ mod tests {
         a.mov(R6, R1);
         a.mov_imm(R0, -1);
         a.alu(Operation::Add, R2, R3);
-        a.alu_imm(Operation::Multiply, R2, 3);
         a.alu_imm(Operation::Modulo, R2, 64);
         a.alu_imm(Operation::Xor, R2, 255);
         a.alu_imm(Operation::And, R7, 15);
@@ -328,7 +324,6 @@ mod tests {
             "bf 16 00 00 00 00 00 00",
             "b7 00 00 00 ff ff ff ff",
             "0f 32 00 00 00 00 00 00",
-            "27 02 00 00 03 00 00 00",
             "97 02 00 00 40 00 00 00",
             "a7 02 00 00 ff 00 00 00",
             "57 07 00 00 0f 00 00 00",
