@@ -135,7 +135,7 @@ pub fn latency(setup: &Setup) -> Result<Row, Error> {
             lanes.push((Lane::build(setup, peer)?, Vec::new()));
         }
     }
-    let length = Duration::from_millis(if setup.quick { 300 } else { 1000 });
+    let length = Duration::from_millis(if setup.quick { 300 } else { 800 });
     for _ in 0..setup.runs {
         for (lane, values) in &mut lanes {
             setup.go_on()?;
