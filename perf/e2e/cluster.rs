@@ -161,7 +161,7 @@ fn steps(setup: &Setup, rigs: &mut [(String, Rig)]) -> Result<String, Error> {
             let (start, before) = (Instant::now(), spent());
             let requests = if concurrency < 10 { 500 } else { 4000 };
             let (rate, mean) = ab(rig, requests, concurrency)?;
-            let cpu = 100.0 * (spent() - before).as_secs_f64() / start.elapsed().as_secs_f64();
+            let cpu = 100.0 * spent().saturating_sub(before).as_secs_f64() / start.elapsed().as_secs_f64();
             let (cpu, memory) = match pid {
                 Some(pid) => (format!("{cpu:.1}"), format!("{:.1}", cpu::memory_mib(pid))),
                 None => ("–".into(), "–".into()),

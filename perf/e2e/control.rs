@@ -28,7 +28,7 @@ pub fn idle(setup: &Setup) -> Result<Row, Error> {
             setup.go_on()?;
             let (start, before) = (Instant::now(), cpu::of_process(pid));
             std::thread::sleep(length);
-            let spent = cpu::of_process(pid) - before;
+            let spent = cpu::of_process(pid).saturating_sub(before);
             values.push(100.0 * spent.as_secs_f64() / start.elapsed().as_secs_f64());
         }
         row.series.push(Series {

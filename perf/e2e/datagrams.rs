@@ -79,7 +79,7 @@ impl Lane {
         let (sent, arrived, before) = (self.generator.sent()?, self.sink.count()?, spent());
         let source = self.generator.bursts(frames, Duration::from_millis(3))?;
         std::thread::sleep(Duration::from_millis(50));
-        let all = spent() - before + source;
+        let all = spent().saturating_sub(before) + source;
         let sent = self.generator.sent()? - sent;
         let arrived = match self.rig.peer {
             Peer::Base => sent,
