@@ -64,7 +64,7 @@ pub fn efficiency(setup: &Setup) -> Result<Row, Error> {
         "requests a second",
     );
     let capacity = 300;
-    let seconds = if setup.quick { 2 } else { 4 };
+    let seconds = if setup.quick { 2 } else { 6 };
     let servers = [1, 2, 8];
     let rigs = clusters(setup, row.name, &servers, capacity)?;
     let mut values = vec![Vec::new(); rigs.len()];

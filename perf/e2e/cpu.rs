@@ -43,11 +43,22 @@ pub fn undisturbed<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
 
 /// CPU time of all threads of a process, up to now.
 pub fn of_process(pid: u32) -> Duration {
+    of_threads(pid, |_| true)
+}
+
+/// CPU time of the threads of a process that handle packets: uvs's workers, all threads of any other.
+pub fn of_packets(pid: u32) -> Duration {
+    match of_threads(pid, |name| name.starts_with("uvs-worker")) {
+        Duration::ZERO => of_process(pid),
+        workers => workers,
+    }
+}
+
+fn of_threads(pid: u32, counts: impl Fn(&str) -> bool) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
-    let spent = tasks
-        .flatten()
-        .map(|task| schedstat(&format!("{}/schedstat", task.path().display())));
-    spent.sum()
+    let folders = tasks.flatten().map(|task| task.path().display().to_string());
+    let counted = folders.filter(|folder| counts(&fs::read_to_string(format!("{folder}/comm")).unwrap_or_default()));
+    counted.map(|folder| schedstat(&format!("{folder}/schedstat"))).sum()
 }
 
 /// CPU time of the calling thread, up to now.
