@@ -23,11 +23,12 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Medians as bars, least and most as a line over each. None with fewer than two to compare.
+/// Medians as bars, least and most as a line over each; percentages have another scale and are left out. None with fewer than two to compare.
 pub fn bars(row: &Row) -> Option<String> {
     let spreads: Vec<_> = row
         .series
         .iter()
+        .filter(|series| !series.peer.ends_with('%'))
         .filter_map(|series| Some((&series.peer, Spread::of(&series.values)?)))
         .collect();
     let largest = spreads.iter().map(|(_, s)| s.max).fold(0.0, f64::max);
