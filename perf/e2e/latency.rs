@@ -121,7 +121,7 @@ fn histogram() -> Histogram<u64> {
 
 /// `latency`.
 pub fn latency(setup: &Setup) -> Result<Row, Error> {
-    let mut row = Row::new("latency", "One-way latency at 10,000 frames a second, p50", "µs");
+    let mut row = Row::new("latency", "One-way latency at 10,000 frames a second", "µs, p50");
     let mut lanes = Vec::new();
     for peer in [
         Peer::Kernel,

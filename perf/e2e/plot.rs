@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Row, Spread};
+use crate::report::{Row, Spread, number};
 
-const WIDTH: f64 = 720.0;
-const LABELS: f64 = 220.0;
+const WIDTH: f64 = 860.0;
+const LABELS: f64 = 350.0;
 const BAR: f64 = 26.0;
 const TOP: f64 = 40.0;
 const COLOURS: [&str; 6] = ["#2a6fb0", "#c8553d", "#5a8f3c", "#8a5ea8", "#b58900", "#4c4c4c"];
@@ -51,7 +51,7 @@ pub fn bars(row: &Row) -> Option<String> {
             "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{}</text>\
              <rect x=\"{LABELS}\" y=\"{:.0}\" width=\"{:.1}\" height=\"{:.0}\" fill=\"{colour}\"/>\
              <line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{middle:.0}\" y2=\"{middle:.0}\" stroke=\"black\"/>\
-             <text x=\"{:.1}\" y=\"{:.0}\">{:.3}</text>",
+             <text x=\"{:.1}\" y=\"{:.0}\">{}</text>",
             LABELS - 8.0,
             middle + 4.0,
             escape(peer),
@@ -62,7 +62,7 @@ pub fn bars(row: &Row) -> Option<String> {
             x(s.max),
             x(s.max) + 8.0,
             middle + 4.0,
-            s.median
+            number(s.median)
         );
     }
     Some(svg + "</svg>\n")
@@ -83,7 +83,7 @@ pub fn distributions(row: &Row) -> Option<String> {
     if row.histograms.is_empty() || high <= low {
         return None;
     }
-    let (height, left, bottom) = (420.0, 70.0, 370.0);
+    let (height, left, bottom) = (450.0, 70.0, 370.0);
     let nines = |percentile: f64| -(1.0 - percentile / 100.0).max(1e-4).log10();
     let x = |percentile: f64| left + nines(percentile) / 4.0 * (WIDTH - left - 30.0);
     let y = |value: f64| bottom - (value.max(0.01).log10() - low) / (high - low) * (bottom - TOP - 20.0);
@@ -120,7 +120,7 @@ pub fn distributions(row: &Row) -> Option<String> {
             "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>\
              <text x=\"{:.0}\" y=\"{:.0}\" fill=\"{colour}\">{}</text>",
             points.join(" "),
-            left + 10.0 + 160.0 * (n % 4) as f64,
+            left + 10.0 + 190.0 * (n % 4) as f64,
             height - 14.0 - 16.0 * (n / 4) as f64,
             escape(&histogram.peer)
         );

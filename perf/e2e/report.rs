@@ -185,7 +185,8 @@ struct Whole<'a> {
     rows: &'a [Row],
 }
 
-fn number(value: f64) -> String {
+/// With as many digits as mean something.
+pub fn number(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => format!("{value:.0}"),
         v if v >= 100.0 => format!("{value:.1}"),
