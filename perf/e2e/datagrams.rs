@@ -270,21 +270,16 @@ fn rates(lane: &mut Lane, cpu: usize, rate: Option<u32>) -> Result<(f64, f64), E
     })
 }
 
-/// The most that arrives while the offer is raised step by step.
+/// The most that arrives while the offer is raised step by step, until two steps in a row bring no more.
 fn peak(lane: &mut Lane) -> Result<f64, Error> {
-    let (mut best, mut rate) = (0.0f64, 250_000.0);
-    loop {
+    let (mut best, mut rate, mut in_vain) = (0.0f64, 300_000.0, 0);
+    while in_vain < 2 {
         let (_, arrived) = rates(lane, OURS, Some(rate as u32))?;
-        if arrived < 0.9 * best || rate > 4e6 {
-            return Ok(best);
-        }
-        let grown = arrived > 1.02 * best;
+        in_vain = if arrived > 1.02 * best { 0 } else { in_vain + 1 };
         best = best.max(arrived);
-        if !grown {
-            return Ok(best);
-        }
         rate *= 1.3;
     }
+    Ok(best)
 }
 
 /// `overload`: four times what goes through.
