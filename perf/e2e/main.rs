@@ -8,6 +8,7 @@ mod datagrams;
 mod forwarder;
 mod generator;
 mod latency;
+mod peers;
 mod plot;
 mod report;
 mod rig;
