@@ -1,4 +1,4 @@
-//! A small eBPF assembler with labels: enough for one packet filter.
+//! A small eBPF assembler with labels: enough for a packet filter.
 //!
 //! Instructions are 64 bits each (RFC 9669 section 3): opcode, two registers, a 16-bit offset, a 32-bit immediate.
 //! Jumps name a [`Label`], which may be bound before or after; [`Assembler::finish`] fills in the distances.
@@ -111,8 +111,12 @@ impl If {
 pub enum Operation {
     /// Addition.
     Add,
+    /// Remainder of an unsigned division.
+    Modulo,
     /// Bitwise and.
     And,
+    /// Bitwise exclusive or.
+    Xor,
     /// Left shift.
     ShiftLeft,
     /// Logical right shift.
@@ -125,6 +129,8 @@ impl Operation {
     fn bits(self) -> u8 {
         match self {
             Operation::Add => 0x00,
+            Operation::Modulo => 0x90,
+            Operation::Xor => 0xa0,
             Operation::And => 0x50,
             Operation::ShiftLeft => 0x60,
             Operation::ShiftRight => 0x70,
@@ -300,6 +306,8 @@ mod tests {
         a.mov(R6, R1);
         a.mov_imm(R0, -1);
         a.alu(Operation::Add, R2, R3);
+        a.alu_imm(Operation::Modulo, R2, 64);
+        a.alu_imm(Operation::Xor, R2, 255);
         a.alu_imm(Operation::And, R7, 15);
         a.alu_imm(Operation::ShiftLeft, R7, 2);
         a.alu_imm(Operation::ShiftRight, R1, 4);
@@ -316,6 +324,8 @@ mod tests {
             "bf 16 00 00 00 00 00 00",
             "b7 00 00 00 ff ff ff ff",
             "0f 32 00 00 00 00 00 00",
+            "97 02 00 00 40 00 00 00",
+            "a7 02 00 00 ff 00 00 00",
             "57 07 00 00 0f 00 00 00",
             "67 07 00 00 02 00 00 00",
             "77 01 00 00 04 00 00 00",

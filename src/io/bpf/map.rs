@@ -108,6 +108,7 @@ impl Map {
 
     /// The sum over all CPUs of a 64-bit counter in a per-CPU array.
     pub fn sum(&self, index: u32) -> Result<u64, BpfError> {
+        assert_eq!(self.value_len, 8, "{}: no 64-bit counters", self.name);
         let mut values = vec![0u64; possible_cpus().map_err(|e| BpfError::new("count the possible CPUs", e))?];
         let key = index.to_ne_bytes();
         let mut element = self.element(&key, values.as_mut_ptr() as u64);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`asm`] | instructions from Rust, with labels |
 //! | [`map`] | hash tables, counters and socket maps shared with a program |
+//! | [`run`] | running a program by hand: a source of frames |
 //! | [`xdp_link`] | the XDP program of an interface, by rtnetlink |
 //! | [`tcx`] | programs at an interface's tc ingress |
 //!
@@ -14,6 +15,7 @@
 
 pub mod asm;
 pub mod map;
+pub mod run;
 pub mod tcx;
 pub mod xdp_link;
 
@@ -62,7 +64,6 @@ enum Command {
     ProgramLoad = 5,
     ProgramAttach = 8,
     ProgramDetach = 9,
-    #[cfg(test)]
     ProgramTestRun = 10,
     ProgramFdById = 13,
     ObjectInfo = 15,
@@ -180,21 +181,6 @@ impl Program {
             name: String::from_utf8_lossy(name).into_owned(),
         })
     }
-
-    /// Runs it on a frame; for tests.
-    #[cfg(test)]
-    pub fn test_run(&self, frame: &[u8]) -> io::Result<u32> {
-        let mut attribute = TestRun {
-            fd: self.fd.as_raw_fd() as u32,
-            size_in: frame.len() as u32,
-            data_in: frame.as_ptr() as u64,
-            repeat: 1,
-            ..TestRun::default()
-        };
-        // SAFETY: `data_in` is readable for `size_in` bytes; nothing is written out, as the out pointers are null.
-        unsafe { bpf(Command::ProgramTestRun, &mut attribute) }?;
-        Ok(attribute.result)
-    }
 }
 
 impl AsFd for Program {
@@ -264,20 +250,6 @@ struct ProgramInfoRaw {
     name: [u8; 16],
 }
 
-#[cfg(test)]
-#[derive(Default)]
-#[repr(C)]
-struct TestRun {
-    fd: u32,
-    result: u32,
-    size_in: u32,
-    size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-}
-
 fn load_error(kind: ProgramType, name: &str, source: io::Error) -> BpfError {
     let hint = match source.raw_os_error() {
         Some(libc::EPERM) => " (needs root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON)",
@@ -324,7 +296,7 @@ mod tests {
             a.mov_imm(R0, 2);
             a.exit();
             let program = Program::load(ProgramType::Xdp, "uvs_test", &a.finish()).unwrap();
-            assert_eq!(program.test_run(&[0; 64]).unwrap(), 2);
+            assert_eq!(program.run_once(&[0; 64]).unwrap(), 2);
             let info = program.info().unwrap();
             assert_eq!(info.name, "uvs_test");
             assert_eq!(Program::by_id(info.id).unwrap().info().unwrap(), info);

@@ -505,7 +505,7 @@ pub(super) fn cases_v6() -> Vec<Case> {
 
 /// The verdict, from what each flavour returns.
 pub(super) fn is_match(filter: &Filter, frame: &[u8]) -> bool {
-    let run = |frame: &[u8]| filter.program.test_run(frame).unwrap();
+    let run = |frame: &[u8]| filter.program.run_once(frame).unwrap();
     match filter.flavour {
         // No sockets here: dropped.
         Flavour::Xdp => match run(frame) {

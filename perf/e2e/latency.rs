@@ -1,0 +1,178 @@
+//! How long a frame is on its way at a fixed arrival rate.
+//!
+//! One thread sends and receives, spinning on a CPU of its own: a frame is due at a set time and carries that time, not the one
+//! at which it was sent, so a late source counts as latency too (no coordinated omission).
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use uvs::demo::cluster::{Error, Host};
+use uvs::io::buffer::{FrameBuffer, Pool};
+use uvs::io::mmsg::{Arrival, Receiver, Sender};
+use uvs::io::packet_socket::{PacketSocket, classic};
+use uvs::packet::{Frame, Offload};
+
+use crate::cpu;
+use crate::generator::{FRAME_LEN, flow_frame};
+use crate::report::{self, Goal, Row, Series};
+use crate::rig::{Peer, Rig, Wanted, wrong};
+use crate::rows::Setup;
+use crate::sink::Sink;
+
+/// Frames a second.
+const RATE: u64 = 10_000;
+/// Where a frame carries its time, behind the headers.
+const TIME_AT: usize = 42;
+const FLOWS: u64 = 64;
+
+struct Lane {
+    rig: Rig,
+    _sink: Sink,
+    out: PacketSocket,
+    back: PacketSocket,
+    all_ns: Histogram<u64>,
+}
+
+impl Lane {
+    fn build(setup: &Setup, peer: Peer) -> Result<Lane, Error> {
+        let mut rig = Rig::build("latency", peer, &Wanted::new(&setup.uvs))?;
+        if let Some(pid) = rig.director_pid() {
+            cpu::realtime(pid)?;
+        }
+        let (out, back) = (open(&mut rig.client)?, open(&mut rig.server)?);
+        back.filter_classic(&mut [
+            classic::load_byte(23),
+            classic::if_equal(17, 0, 1),
+            classic::keep(0xffff),
+            classic::keep(0),
+        ])
+        .map_err(wrong)?;
+        Ok(Lane {
+            _sink: Sink::attach(&mut rig.server, "eth0")?,
+            out,
+            back,
+            all_ns: histogram(),
+            rig,
+        })
+    }
+
+    /// Sends for that long. Returns the distribution of what arrived, and how much that is of what was sent.
+    fn run(&mut self, length: Duration) -> Result<(Histogram<u64>, f64), Error> {
+        let mut measured = histogram();
+        let (mut sender, mut receiver) = (Sender::new(), Receiver::new());
+        let mut pool = Pool::new(256, 2048);
+        let mut frame = FrameBuffer::new(FRAME_LEN);
+        let mut arrived = Vec::with_capacity(64);
+        let interval = Duration::from_nanos(1_000_000_000 / RATE);
+        let start = Instant::now();
+        let frames = (length.as_nanos() / interval.as_nanos()) as u64;
+        let mut sent = 0;
+        let end = start + length + Duration::from_millis(100);
+        while Instant::now() < end && (sent < frames || measured.len() < frames) {
+            let due = interval * sent as u32;
+            if sent < frames && start.elapsed() >= due {
+                let mut bytes = flow_frame((sent % FLOWS) as u32);
+                bytes[TIME_AT..TIME_AT + 8].copy_from_slice(&(due.as_nanos() as u64).to_ne_bytes());
+                frame
+                    .fill(&bytes, Offload::default())
+                    .map_err(|_| wrong("a frame fits"))?;
+                sender
+                    .send(self.out.as_fd(), std::slice::from_ref(&frame))
+                    .map_err(Error::io("send a frame"))?;
+                sent += 1;
+            }
+            // An error says that nothing waits.
+            let received = receiver.receive(self.back.as_fd(), 64, &mut pool, |arrival| {
+                if let Arrival::Frame(frame) = arrival {
+                    arrived.push(frame);
+                }
+            });
+            let now = start.elapsed().as_nanos() as u64;
+            for frame in arrived.drain(..) {
+                let time = frame
+                    .bytes()
+                    .get(TIME_AT..TIME_AT + 8)
+                    .and_then(|bytes| bytes.try_into().ok());
+                if received.is_ok()
+                    && let Some(due) = time.map(u64::from_ne_bytes)
+                {
+                    measured.saturating_record(now.saturating_sub(due));
+                }
+                pool.give(frame);
+            }
+        }
+        self.all_ns.add(&measured).map_err(wrong)?;
+        let share = measured.len() as f64 / frames as f64;
+        Ok((measured, share))
+    }
+}
+
+fn open(host: &mut Host) -> Result<PacketSocket, Error> {
+    let index = host.link("eth0")?.index;
+    host.namespace()
+        .run(|| PacketSocket::open("eth0", index))?
+        .map_err(wrong)
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_max(1_000_000_000, 3).expect("1 s at 3 digits is a legal histogram")
+}
+
+/// `latency`.
+pub fn latency(setup: &Setup) -> Result<Row, Error> {
+    let mut row = Row::new("latency", "One-way latency at 10,000 frames a second", "µs, p50");
+    let mut lanes = Vec::new();
+    for peer in [
+        Peer::Kernel,
+        Peer::Nft,
+        Peer::Bare("xdp"),
+        Peer::Uvs("xdp"),
+        Peer::Bare("raw"),
+        Peer::Uvs("raw"),
+    ] {
+        if setup.can_run(peer, &mut row) {
+            lanes.push((Lane::build(setup, peer)?, Vec::new()));
+        }
+    }
+    let length = Duration::from_millis(if setup.quick { 300 } else { 800 });
+    for _ in 0..setup.runs {
+        for (lane, values) in &mut lanes {
+            setup.go_on()?;
+            let (measured, share) = cpu::undisturbed(|| lane.run(length))??;
+            if share < 0.5 {
+                return Err(wrong(format!(
+                    "{}: {:.1} % arrived",
+                    lane.rig.peer.name(),
+                    100.0 * share
+                )));
+            }
+            values.push(measured.value_at_quantile(0.5) as f64 / 1000.0);
+        }
+    }
+    for (lane, values) in lanes {
+        let peer = lane.rig.peer.name();
+        let of = |percentile: f64| (percentile, lane.all_ns.value_at_percentile(percentile) as f64 / 1000.0);
+        row.histograms.push(report::Histogram {
+            peer: peer.clone(),
+            percentiles: [1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.99]
+                .map(of)
+                .to_vec(),
+        });
+        row.series.push(Series {
+            peer,
+            values,
+            missing: None,
+        });
+    }
+    for driver in ["xdp", "raw"] {
+        row.judge_difference(
+            &Peer::Uvs(driver).name(),
+            &Peer::Bare(driver).name(),
+            Goal::at_most(5.0, None, "µs"),
+        );
+    }
+    row.notes
+        .push("From the time at which a frame was due to the time at which the server's packet socket had it; director, source and sink with real-time priority.".into());
+    Ok(row)
+}
