@@ -116,11 +116,7 @@ impl Site {
     }
 
     fn ipvsadm(&mut self, arguments: &str) -> String {
-        self.s
-            .director()
-            .expect("a director")
-            .ipvsadm(arguments)
-            .expect("accepted")
+        support::ipvsadm(&mut self.s, arguments)
     }
 
     fn service(&self, method: Method, family: Family) -> SocketAddr {

@@ -77,11 +77,7 @@ impl Running {
     }
 
     fn ipvsadm(&mut self, arguments: &str) -> String {
-        self.s
-            .director()
-            .expect("a director")
-            .ipvsadm(arguments)
-            .expect("accepted")
+        support::ipvsadm(&mut self.s, arguments)
     }
 
     fn url(&self, method: Method, family: Family, path: &str) -> String {

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome};
 use packets::{FAMILIES, addresses, client_port, flow, host_unreachable, icmp_error, tcp, udp};
+use uvs::control::explain::{Question, Way};
 use uvs::packet::{Family, Offload};
 
 const SERVICE: &str = "10.200.1.1:80";
@@ -154,6 +155,8 @@ fn nothing_from_port_20_begins_a_connection() {
             assert_eq!((out.sent.len(), out.handed_back), (0, 1), "{family:?}");
         }
         assert!(director.connections().is_empty());
+        let from_20 = Question::parse("tcp", &at(who.client, 20).to_string(), &web.to_string()).expect("a question");
+        assert_eq!(director.explain(&from_20).way, Way::LocalStack, "{family:?}");
         assert_eq!(inject(&mut director, &tcp(at(who.client, 21), web, "S")).sent.len(), 1);
     }
 }

@@ -50,3 +50,9 @@ pub fn assert_balanced(scenario: &mut Scenario) -> Accounting {
     assert!(accounting.balanced(), "{accounting}");
     accounting
 }
+
+/// `ipvsadm ARGUMENTS` on the director, which must be accepted. Returns what it prints.
+pub fn ipvsadm(scenario: &mut Scenario, arguments: &str) -> String {
+    let director = scenario.director().expect("a director");
+    director.ipvsadm(arguments).expect("accepted")
+}
