@@ -225,7 +225,7 @@ impl<'a, O: Outside> Control<'a, O> {
             Request::Apply {
                 commands,
                 all_or_nothing,
-            } => self.apply(&commands, all_or_nothing, answering)?,
+            } => self.apply(commands, all_or_nothing, answering)?,
             Request::List { service } => answering.reply(self.list(service.as_ref())),
             Request::Connections => {
                 let list = self.outside.connections();
@@ -290,39 +290,45 @@ impl<'a, O: Outside> Control<'a, O> {
         }
     }
 
-    fn apply(&mut self, commands: &[Command], all_or_nothing: bool, answering: Answering) -> Result<(), Stuck> {
-        let applied = self.state.apply_all(commands, all_or_nothing);
+    fn apply(&mut self, commands: Vec<Command>, all_or_nothing: bool, answering: Answering) -> Result<(), Stuck> {
+        let applied = self.state.apply_all(&commands, all_or_nothing);
         let changed = applied.state != self.state;
         let mut results = applied.results;
         let refusal = if changed { self.commit(applied.state)? } else { None };
-        match refusal {
-            None => applied.effects.iter().for_each(|effect| self.registry.zero(effect)),
+        if let Some(reason) = refusal {
             // Nothing was done: that is the answer to each.
-            Some(reason) => results.fill(Some(CommandError::Limit(reason))),
+            results.fill(Some(CommandError::Limit(reason)));
+            answering.reply(Reply::Applied { results, unsaved: None });
+            return Ok(());
         }
-        let reply = move |unsaved| answering.reply(Reply::Applied { results, unsaved });
+        applied.effects.iter().for_each(|effect| self.registry.zero(effect));
         if changed {
-            self.save(reply)
+            let done = commands
+                .into_iter()
+                .zip(&results)
+                .filter(|(_, result)| result.is_none());
+            let done = done.map(|(command, _)| command).collect();
+            self.save(done, |unsaved| answering.reply(Reply::Applied { results, unsaved }));
         } else {
-            reply(None)
+            answering.reply(Reply::Applied { results, unsaved: None });
         }
         Ok(())
     }
 
     /// Saves the rules as they are.
     pub fn save_now(&mut self) {
-        self.save(|_| {});
+        self.save(Vec::new(), |_| {});
     }
 
-    /// Saves the state, then does what is to be done.
-    fn save(&mut self, then: impl FnOnce(Option<String>) + Send + 'static) {
+    /// Saves the state, which these commands led to, then does what is to be done.
+    fn save(&mut self, commands: Vec<Command>, then: impl FnOnce(Option<String>) + Send + 'static) {
         match &self.saver {
             Some(saver) => {
                 let saved = Saved {
                     state: self.state.clone(),
                     config: self.config,
                 };
-                saver.save(saved, then);
+                saver.save(saved, commands, then);
             }
             None => then(None),
         }
@@ -458,7 +464,7 @@ impl<'a, O: Outside> Control<'a, O> {
         }
         log::info!("configuration applied: {} changes", commands.len());
         self.config = Some(config.fingerprint);
-        self.save(|_| {});
+        self.save(commands, |_| {});
         Ok(())
     }
 

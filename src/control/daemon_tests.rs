@@ -588,8 +588,8 @@ fn a_client_through_the_socket() {
     drop(server);
     assert_eq!(client.join().unwrap(), here());
 
-    let store = Store::open(folder.path(), Duration::ZERO).unwrap();
-    let Found::Saved(saved) = store.load().unwrap() else {
+    let mut store = Store::open(folder.path(), Duration::ZERO).unwrap();
+    let Found::Saved { saved, .. } = store.load().unwrap() else {
         panic!()
     };
     assert_eq!(saved.state.destinations_count(), 1);

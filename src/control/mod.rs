@@ -12,6 +12,7 @@ pub mod difference;
 pub mod director;
 pub mod drivers;
 pub mod explain;
+pub mod journal;
 pub mod outside;
 pub mod protocol;
 pub mod registry;

@@ -305,11 +305,11 @@ impl Started {
         workers: usize,
         file: EntriesFile,
         resolver: Resolver,
-        store: Store,
+        mut store: Store,
     ) -> Result<Started, RunError> {
         let (entries, left) = file.open(settings.connections)?;
         let connections = Arc::new(ConnectionTable::new(entries, workers));
-        let (state, applied) = starting_state(settings, &store)?;
+        let (state, applied) = starting_state(settings, &mut store)?;
         let mut registry = Registry::new(workers, build_scheduler);
         let mut director = Director::new(interfaces.clone(), FilterMaps::new()?, connections.clone(), resolver);
         registry.update(&State::default(), &state, &mut director);
@@ -420,10 +420,15 @@ fn finish(ending: Ending, mut director: Director, entries: &EntriesFile, indexes
 }
 
 /// The rules to start with: those of last time, unless the configuration says something new.
-fn starting_state(settings: &Settings, store: &Store) -> Result<(State, Option<u64>), RunError> {
+fn starting_state(settings: &Settings, store: &mut Store) -> Result<(State, Option<u64>), RunError> {
     let saved = match store.load()? {
         Found::Nothing => Default::default(),
-        Found::Saved(saved) => saved,
+        Found::Saved { saved, remark } => {
+            if let Some(remark) = remark {
+                log::error!("{remark}");
+            }
+            saved
+        }
         Found::Refused { reason } => {
             log::error!("{reason}");
             Default::default()

@@ -1,18 +1,21 @@
 //! Saving the running rules on a thread of its own, so that a slow disk does not hold up the control thread.
 //!
 //! A caller is answered when its change is on the disk. Changes that come while one is being written are written
-//! together.
+//! together. All rules are written at start, at the end, and when the journal of changes has grown long: then after the
+//! caller was answered.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::protocol::Command;
 use super::store::{Saved, Store};
 
 /// What is to be saved, and what is to be done when it was tried.
 struct Job {
     saved: Saved,
+    commands: Vec<Command>,
     then: Then,
 }
 
@@ -28,13 +31,13 @@ pub struct Saver {
 
 impl Saver {
     /// Starts it.
-    pub fn start(store: Store) -> std::io::Result<Saver> {
+    pub fn start(mut store: Store) -> std::io::Result<Saver> {
         let (jobs, receiver) = crossbeam_channel::unbounded();
         let failure = Arc::new(Mutex::new(None));
         let shown = failure.clone();
         let thread = thread::Builder::new()
             .name("uvs-store".to_owned())
-            .spawn(move || work(&store, &receiver, &shown))?;
+            .spawn(move || work(&mut store, &receiver, &shown))?;
         Ok(Saver {
             jobs: Some(jobs),
             failure,
@@ -42,10 +45,12 @@ impl Saver {
         })
     }
 
-    /// Saves soon, then runs `then`, also when saving failed: the change is live all the same.
-    pub fn save(&self, saved: Saved, then: impl FnOnce(Option<String>) + Send + 'static) {
+    /// Saves the rules soon as they are after these commands, which were carried out since the last call; then runs `then`,
+    /// also when saving failed: the change is live all the same.
+    pub fn save(&self, saved: Saved, commands: Vec<Command>, then: impl FnOnce(Option<String>) + Send + 'static) {
         let job = Job {
             saved,
+            commands,
             then: Box::new(then),
         };
         let Some(jobs) = &self.jobs else { return };
@@ -72,25 +77,49 @@ impl Drop for Saver {
     }
 }
 
-fn work(store: &Store, jobs: &Receiver<Job>, failure: &Mutex<Option<String>>) {
+fn work(store: &mut Store, jobs: &Receiver<Job>, failure: &Mutex<Option<String>>) {
+    let mut last = None;
     while let Ok(job) = jobs.recv() {
-        let mut saved = job.saved;
-        let mut waiting = vec![job.then];
+        let Job {
+            mut saved,
+            mut commands,
+            then,
+        } = job;
+        let mut waiting = vec![then];
         for later in jobs.try_iter() {
             saved = later.saved;
+            commands.extend(later.commands);
             waiting.push(later.then);
         }
-        let result = store.save(&saved).err().map(|error| error.to_string());
+        let result = store.save(&saved, commands).err().map(|error| error.to_string());
         if let Some(reason) = &result {
             log::error!("the change is live, but it is not saved: {reason}");
         }
         *failure.lock().unwrap_or_else(PoisonError::into_inner) = result.clone();
         waiting.into_iter().for_each(|then| then(result.clone()));
+        // Nobody waits for this but who comes meanwhile.
+        if store.is_long() {
+            save_all(store, &saved);
+        }
+        last = Some(saved);
+    }
+    if let Some(saved) = last
+        && !store.is_whole()
+    {
+        save_all(store, &saved);
+    }
+}
+
+/// A failure loses nothing that is not lost already.
+fn save_all(store: &mut Store, saved: &Saved) {
+    if let Err(error) = store.save_all(saved) {
+        log::warn!("rules.json stays as it is: {error}");
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::super::store::Found;
@@ -103,6 +132,19 @@ mod tests {
         }
     }
 
+    /// What a daemon would find that started now.
+    fn found(folder: &Path) -> Option<u64> {
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["rules.json", "rules.journal"] {
+            let (from, to) = (folder.join(name), copy.path().join(name));
+            assert!(std::fs::copy(&from, to).is_ok() || !from.exists());
+        }
+        match Store::open(copy.path(), Duration::ZERO).unwrap().load().unwrap() {
+            Found::Saved { saved, remark: None } => saved.config,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn answers_come_when_it_is_on_the_disk() {
         let folder = tempfile::tempdir().unwrap();
@@ -110,11 +152,10 @@ mod tests {
         let saver = Saver::start(store).unwrap();
         let (done, answers) = crossbeam_channel::unbounded();
         for n in 0..50 {
-            let (done, path) = (done.clone(), folder.path().join("rules.json"));
-            saver.save(saved(n), move |failure| {
+            let (done, path) = (done.clone(), folder.path().to_owned());
+            saver.save(saved(n), vec![], move |failure| {
                 assert_eq!(failure, None);
-                let text = std::fs::read_to_string(path).unwrap();
-                done.send((n, text)).unwrap();
+                done.send((n, found(&path))).unwrap();
             });
         }
         drop(saver);
@@ -123,15 +164,39 @@ mod tests {
             answers.iter().map(|(n, _)| *n).collect::<Vec<_>>(),
             (0..50).collect::<Vec<_>>()
         );
-        for (n, text) in answers {
-            let config = text.split("\"config\":").nth(1).and_then(|rest| rest.split('}').next());
-            assert!(
-                config.unwrap().parse::<u64>().unwrap() >= n,
-                "{n} was answered before it was saved"
-            );
+        for (n, found) in answers {
+            assert!(found >= Some(n), "{n} was answered before it was saved");
         }
-        let store = Store::open(folder.path(), Duration::ZERO).unwrap();
-        assert!(matches!(store.load().unwrap(), Found::Saved(found) if found.config == Some(49)));
+        assert_eq!(found(folder.path()), Some(49));
+    }
+
+    /// Goal: whoever looks at rules.json of a daemon that has ended sees the rules, and a long journal does not stay.
+    #[test]
+    fn the_journal_ends_with_the_daemon_and_when_it_is_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = folder.path().join("rules.journal");
+        let saver = Saver::start(Store::open(folder.path(), Duration::ZERO).unwrap()).unwrap();
+        let save = |n, commands| {
+            let (done, answer) = crossbeam_channel::bounded(1);
+            saver.save(saved(n), commands, move |failure| done.send(failure).unwrap());
+            assert_eq!(answer.recv_timeout(Duration::from_secs(20)).unwrap(), None);
+        };
+        save(0, vec![]);
+        save(1, vec![]);
+        assert!(journal.exists());
+        let long = "n".repeat(2 << 20);
+        save(
+            2,
+            vec![Command::SetSysctl {
+                name: long,
+                value: String::new(),
+            }],
+        );
+        save(3, vec![]);
+        assert!(std::fs::metadata(&journal).unwrap().len() < 1 << 20);
+        drop(saver);
+        assert!(!journal.exists());
+        assert_eq!(found(folder.path()), Some(3));
     }
 
     #[test]
@@ -143,7 +208,7 @@ mod tests {
         let saver = Saver::start(store).unwrap();
         let save = |n| {
             let (done, answer) = crossbeam_channel::bounded(1);
-            saver.save(saved(n), move |failure| done.send(failure).unwrap());
+            saver.save(saved(n), vec![], move |failure| done.send(failure).unwrap());
             answer.recv_timeout(Duration::from_secs(20)).unwrap()
         };
         let failure = save(1);

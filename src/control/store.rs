@@ -4,11 +4,20 @@
 //! lock         held while a daemon uses the directory; its process id for messages
 //! rules.json   line 1: header; then one command a line, oldest first
 //! rules.json.new            being written; renamed over rules.json when it is on the disk
-//! rules.json.refused-N      a file that could not be understood, kept for the operator
+//! rules.journal             the changes since: see [`journal`](super::journal)
+//! rules.*.refused-N         a file that could not be understood, kept for the operator
 //! ```
 //!
-//! The file is replaced as a whole, so after a crash or on a full disk there is the old one or the new one, never a
-//! half. A file that cannot be understood is put aside, never written over.
+//! rules.json is replaced as a whole, so after a crash or on a full disk there is the old one or the new one, never a
+//! half. A change is a line of the journal; when that has grown too long, or could not be written, rules.json is written
+//! anew and the journal removed, in this order: each knows by generation and fingerprint which belong together, and a
+//! journal of an older rules.json holds nothing that is not in the newer one. A daemon that ends on purpose leaves
+//! rules.json alone.
+//!
+//! A file that cannot be understood is put aside, never written over; a journal not before rules.json has what counts of
+//! it.
+//!
+//! Limit: a uvs from before there were journals reads rules.json alone, so before going back to one, stop this one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
@@ -19,7 +28,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::config::fingerprint;
-use super::protocol::Command;
+use super::journal::{self, Base, Change, Contents, Fault, Journal};
+use super::protocol::{Command, CommandError};
 use super::state::State;
 use crate::io::unix;
 
@@ -27,9 +37,14 @@ use crate::io::unix;
 pub const FORMAT: u32 = 1;
 
 const FILE: &str = "rules.json";
+const JOURNAL: &str = "rules.journal";
 /// Files put aside at most; the last is replaced then.
 const REFUSED_MAX: u32 = 100;
 const FILE_BYTES_MAX: u64 = 256 << 20;
+/// A journal up to this length is kept, however few the rules are; and one that is no longer than rules.json.
+const JOURNAL_BYTES_KEPT: u64 = 1 << 20;
+/// Commands of a change that goes to the journal at most: more are as quickly written with all rules.
+const JOURNALED_MAX: usize = 1024;
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +74,17 @@ pub enum StoreError {
 pub struct Store {
     directory: PathBuf,
     _lock: File,
+    /// Of the last rules.json.
+    generation: u64,
+    /// Its length.
+    bytes: u64,
+    /// Of the changes since. Without one, all rules must be written.
+    journal: Option<Journal>,
+    /// What the journal that is there is to be renamed to, when it is needed no more.
+    aside: Option<PathBuf>,
 }
 
-/// What rules.json held.
+/// What is saved.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Saved {
     /// The rules.
@@ -76,7 +99,12 @@ pub enum Found {
     /// No file: a first start.
     Nothing,
     /// The rules of last time.
-    Saved(Saved),
+    Saved {
+        /// They, with what counts of the journal.
+        saved: Saved,
+        /// What does not count of it, why, and where it is now.
+        remark: Option<String>,
+    },
     /// A file that is no use; it was put aside.
     Refused {
         /// What is wrong with it, and where it is now.
@@ -93,6 +121,9 @@ struct Header {
     /// Of the lines that follow.
     fingerprint: u64,
     config: Option<u64>,
+    /// 0: written by a uvs that has no journal.
+    #[serde(default)]
+    generation: u64,
 }
 
 /// Makes the state directory where it is missing.
@@ -145,6 +176,10 @@ impl Store {
         Ok(Store {
             directory: directory.to_owned(),
             _lock: lock,
+            generation: 0,
+            bytes: 0,
+            journal: None,
+            aside: None,
         })
     }
 
@@ -154,25 +189,131 @@ impl Store {
     }
 
     /// Reads the rules of last time.
-    pub fn load(&self) -> Result<Found, StoreError> {
+    pub fn load(&mut self) -> Result<Found, StoreError> {
         let path = self.directory.join(FILE);
         let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(self.system("cannot open", FILE, error)),
         };
+        let contents = self.read_journal()?;
+        let Some(file) = file else {
+            return Ok(
+                match self.leave_out(&contents, "there is no rules.json that it continues") {
+                    None => Found::Nothing,
+                    Some(reason) => Found::Refused { reason },
+                },
+            );
+        };
         match read(file) {
-            Ok(saved) => Ok(Found::Saved(saved)),
+            Ok((saved, base)) => {
+                self.generation = base.generation;
+                Ok(self.replay(saved, base, contents))
+            }
             Err(reason) => {
                 let aside = self.put_aside(&path)?;
-                let reason = format!("{}: {reason}; it was renamed to {}", path.display(), aside.display());
+                let mut reason = format!("{}: {reason}; it was renamed to {}", path.display(), aside.display());
+                if let Some(more) = self.leave_out(&contents, "it continues that rules.json") {
+                    reason = format!("{reason}. {more}");
+                }
                 Ok(Found::Refused { reason })
             }
         }
     }
 
-    /// Replaces the saved rules. When this returns `Ok` they are on the disk.
-    pub fn save(&self, saved: &Saved) -> Result<(), StoreError> {
+    fn read_journal(&self) -> Result<Contents, StoreError> {
+        let mut text = Vec::new();
+        let read = match File::open(self.directory.join(JOURNAL)) {
+            Ok(file) => file.take(journal::BYTES_MAX).read_to_end(&mut text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => return Err(self.system("cannot open", JOURNAL, error)),
+        };
+        read.map_err(|error| self.system("cannot read", JOURNAL, error))?;
+        Ok(journal::read(&text))
+    }
+
+    /// The rules of rules.json, and what the journal says since.
+    fn replay(&mut self, saved: Saved, base: Base, contents: Contents) -> Found {
+        let belongs = match contents.base {
+            Some(of) if of == base => true,
+            // It ended between the new rules.json and the end of the journal before: all of that is in it.
+            Some(of) if of.generation < base.generation => return Found::Saved { saved, remark: None },
+            _ => false,
+        };
+        if !belongs {
+            let reason = match (contents.base, &contents.fault) {
+                (None, Some(Fault::Damaged(reason))) => reason.clone(),
+                _ => "it continues another rules.json than the one that is there".to_owned(),
+            };
+            let remark = self.leave_out(&contents, &reason);
+            return Found::Saved { saved, remark };
+        }
+        let path = self.directory.join(JOURNAL);
+        let (saved, count, refusal) = apply(saved, &contents.changes);
+        // The header is line 1.
+        let refusal = refusal.map(|error| format!("line {}: {error}", count + 2));
+        let damage = match &contents.fault {
+            Some(Fault::Damaged(reason)) => Some(reason.clone()),
+            _ => None,
+        };
+        let remark = match (refusal.or(damage), &contents.fault) {
+            (Some(reason), _) => {
+                let reason = format!("{reason}; {count} changes before it count");
+                self.leave_out(&contents, &reason)
+            }
+            (None, Some(Fault::Torn { line })) => Some(format!(
+                "{}: line {line} was not written to its end, and nobody was told so: it is left out, {count} changes before it count",
+                path.display()
+            )),
+            (None, _) => None,
+        };
+        Found::Saved { saved, remark }
+    }
+
+    /// The journal will be put aside as soon as all rules are in rules.json. `None`: it says nothing.
+    fn leave_out(&mut self, contents: &Contents, reason: &str) -> Option<String> {
+        let says_something = !contents.changes.is_empty() || matches!(contents.fault, Some(Fault::Damaged(_)));
+        says_something.then(|| {
+            let (path, aside) = (self.directory.join(JOURNAL), self.aside(JOURNAL));
+            let said = format!("{}: {reason}; it is renamed to {}", path.display(), aside.display());
+            self.aside = Some(aside);
+            said
+        })
+    }
+
+    /// Saves the rules as they are after `commands`, which lead there from the rules that were last to be saved. When this
+    /// returns `Ok` they are on the disk.
+    pub fn save(&mut self, saved: &Saved, commands: Vec<Command>) -> Result<(), StoreError> {
+        // Whatever becomes of it: a journal without this change is of no more use.
+        let journal = self.journal.take();
+        if commands.len() <= JOURNALED_MAX
+            && let Some(mut journal) = journal
+        {
+            let config = saved.config;
+            match journal.append(&Change { commands, config }) {
+                Ok(()) => {
+                    self.journal = Some(journal);
+                    return Ok(());
+                }
+                Err(error) => log::warn!("{}", self.system("cannot write", JOURNAL, error)),
+            }
+        }
+        self.save_all(saved)
+    }
+
+    /// The journal has grown so long that all rules should be written.
+    pub fn is_long(&self) -> bool {
+        let most = self.bytes.max(JOURNAL_BYTES_KEPT);
+        self.journal.as_ref().is_some_and(|journal| journal.bytes() > most)
+    }
+
+    /// rules.json holds everything.
+    pub fn is_whole(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.bytes() == 0)
+    }
+
+    /// Writes all rules. When this returns `Ok` they are on the disk; when it fails before that, the journal goes on.
+    pub fn save_all(&mut self, saved: &Saved) -> Result<(), StoreError> {
         let new = format!("{FILE}.new");
         let path = self.directory.join(&new);
         let mut options = OpenOptions::new();
@@ -183,25 +324,56 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .and_then(|mut file| {
-                file.write_all(&encode(saved)?)?;
-                file.sync_all()
+                let (text, base) = encode(saved, self.generation + 1)?;
+                file.write_all(&text)?;
+                file.sync_all()?;
+                Ok((base, text.len() as u64))
             });
-        if let Err(error) = written {
+        let (base, bytes) = written.map_err(|error| {
             // The unfinished file only takes up room that is scarce; the old rules stand in either case.
             let _ = fs::remove_file(&path);
-            return Err(self.system("cannot write", &new, error));
-        }
+            self.system("cannot write", &new, error)
+        })?;
+        // From here on it is not known which of the two will be found.
+        self.journal = None;
+        (self.generation, self.bytes) = (base.generation, bytes);
         fs::rename(&path, self.directory.join(FILE)).map_err(|error| self.system("cannot rename", &new, error))?;
         let directory = File::open(&self.directory).and_then(|directory| directory.sync_all());
-        directory.map_err(|error| self.system("cannot sync", "", error))
+        directory.map_err(|error| self.system("cannot sync", "", error))?;
+        self.begin_journal(base);
+        Ok(())
+    }
+
+    /// All that counts of the journal so far is in rules.json.
+    fn begin_journal(&mut self, base: Base) {
+        let path = self.directory.join(JOURNAL);
+        let (action, done) = match &self.aside {
+            Some(aside) => ("cannot rename", fs::rename(&path, aside)),
+            None => ("cannot remove", fs::remove_file(&path)),
+        };
+        match done {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                // It says of itself that it is older, so it does no harm there.
+                log::error!("{}", self.system(action, JOURNAL, error));
+            }
+            _ => {
+                self.aside = None;
+                self.journal = Some(Journal::new(path, base));
+            }
+        }
     }
 
     fn put_aside(&self, path: &Path) -> Result<PathBuf, StoreError> {
-        let name = |n: u32| self.directory.join(format!("{FILE}.refused-{n}"));
-        let free = (1..REFUSED_MAX).map(name).find(|path| !path.exists());
-        let aside = free.unwrap_or_else(|| name(REFUSED_MAX));
+        let aside = self.aside(FILE);
         fs::rename(path, &aside).map_err(|error| self.system("cannot rename", FILE, error))?;
         Ok(aside)
+    }
+
+    /// What a file of that name that is put aside is called.
+    fn aside(&self, file: &str) -> PathBuf {
+        let name = |n: u32| self.directory.join(format!("{file}.refused-{n}"));
+        let free = (1..REFUSED_MAX).map(name).find(|path| !path.exists());
+        free.unwrap_or_else(|| name(REFUSED_MAX))
     }
 
     fn system(&self, action: &'static str, name: &str, source: io::Error) -> StoreError {
@@ -213,7 +385,7 @@ impl Store {
     }
 }
 
-fn encode(saved: &Saved) -> io::Result<Vec<u8>> {
+fn encode(saved: &Saved, generation: u64) -> io::Result<(Vec<u8>, Base)> {
     let commands = saved.state.commands();
     let mut body = Vec::new();
     for command in &commands {
@@ -221,21 +393,26 @@ fn encode(saved: &Saved) -> io::Result<Vec<u8>> {
         body.push(b'\n');
     }
     let text = std::str::from_utf8(&body).map_err(io::Error::other)?;
+    let base = Base {
+        generation,
+        fingerprint: fingerprint(text),
+    };
     let header = Header {
         program: "uvs".to_owned(),
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         commands: commands.len(),
-        fingerprint: fingerprint(text),
+        fingerprint: base.fingerprint,
         config: saved.config,
+        generation,
     };
     let mut file = serde_json::to_vec(&header)?;
     file.push(b'\n');
     file.extend_from_slice(&body);
-    Ok(file)
+    Ok((file, base))
 }
 
-fn read(file: File) -> Result<Saved, String> {
+fn read(file: File) -> Result<(Saved, Base), String> {
     let mut text = String::new();
     let mut reader = BufReader::new(file.take(FILE_BYTES_MAX));
     let mut first = String::new();
@@ -273,124 +450,40 @@ fn read(file: File) -> Result<Saved, String> {
         .find_map(|(n, result)| Some((n + 2, result.as_ref()?)));
     match refused {
         Some((line, error)) => Err(format!("line {line}: {error}")),
-        None => Ok(Saved {
-            state: applied.state,
-            config: header.config,
-        }),
+        None => {
+            let base = Base {
+                generation: header.generation,
+                fingerprint: header.fingerprint,
+            };
+            let saved = Saved {
+                state: applied.state,
+                config: header.config,
+            };
+            Ok((saved, base))
+        }
     }
+}
+
+/// What was saved after these changes; when one of them is refused, before it. Also how many count, and the refusal.
+fn apply(saved: Saved, changes: &[Change]) -> (Saved, usize, Option<CommandError>) {
+    // All in one go, as each go copies the list of services.
+    let commands: Vec<Command> = changes.iter().flat_map(|change| change.commands.clone()).collect();
+    let applied = saved.state.apply_all(&commands, true);
+    let config = changes.last().map_or(saved.config, |change| change.config);
+    let Some(at) = applied.results.iter().position(Option::is_some) else {
+        let state = applied.state;
+        return (Saved { state, config }, changes.len(), None);
+    };
+    let mut end = 0;
+    let count = changes.iter().position(|change| {
+        end += change.commands.len();
+        end > at
+    });
+    let count = count.unwrap_or(0);
+    let (saved, count, _) = apply(saved, &changes[..count]);
+    (saved, count, applied.results.into_iter().nth(at).flatten())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::config;
-    use super::*;
-
-    fn open(directory: &Path) -> Store {
-        Store::open(directory, Duration::ZERO).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    fn rules(toml: &str) -> Saved {
-        let parsed = config::parse(Path::new("test.toml"), toml, |_| Ok(vec![]));
-        let parsed = parsed.unwrap_or_else(|error| panic!("{error}"));
-        Saved {
-            state: parsed.desired,
-            config: Some(parsed.fingerprint),
-        }
-    }
-
-    const TOML: &str = r#"
-        mss_clamp = true
-        timeouts.tcp = 600
-        sysctl.sloppy_tcp = 1
-        [[service]]
-        tcp = "10.0.0.1:80"
-        persistent = 10
-        destination = [{ address = "10.1.0.1", upper_threshold = 9, lower_threshold = 3 }, { address = "10.1.0.2" }]
-    "#;
-
-    #[test]
-    fn what_was_saved_is_found_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/state");
-        let store = open(&path);
-        assert!(matches!(store.load().unwrap(), Found::Nothing));
-        for toml in [TOML, "", TOML] {
-            store.save(&rules(toml)).unwrap();
-            let Found::Saved(found) = store.load().unwrap() else {
-                panic!()
-            };
-            assert_eq!(found.state.commands(), rules(toml).state.commands());
-            assert_eq!(found.config, rules(toml).config);
-        }
-        assert!(!path.join("rules.json.new").exists());
-    }
-
-    #[test]
-    fn one_daemon_a_directory_and_the_message_names_the_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = open(folder.path());
-        let error = Store::open(folder.path(), Duration::from_millis(20))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(&format!("(process {})", std::process::id())), "{error}");
-        assert!(error.contains(&folder.path().display().to_string()), "{error}");
-        drop(first);
-        open(folder.path());
-    }
-
-    #[test]
-    fn a_file_that_is_no_use_is_put_aside_with_a_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path());
-        store.save(&rules(TOML)).unwrap();
-        let path = folder.path().join(FILE);
-        let good = fs::read_to_string(&path).unwrap();
-        let cases = [
-            (String::new(), "line 1: no header of rules"),
-            ("hello\n".to_owned(), "line 1: no header of rules"),
-            (good.replace("\"format\":1", "\"format\":7"), "format 7, written by uvs"),
-            (good.replace("10.1.0.2", "10.1.0.3"), "damaged"),
-            (good[..good.len() - 20].to_owned(), "damaged"),
-        ];
-        for (n, (text, reason)) in cases.iter().enumerate() {
-            fs::write(&path, text).unwrap();
-            let Found::Refused { reason: found } = store.load().unwrap() else {
-                panic!("{reason} was accepted")
-            };
-            assert!(found.contains(reason), "{found}");
-            let aside = folder.path().join(format!("{FILE}.refused-{}", n + 1));
-            assert!(found.contains(&aside.display().to_string()), "{found}");
-            assert_eq!(fs::read_to_string(aside).unwrap(), *text);
-            assert!(matches!(store.load().unwrap(), Found::Nothing));
-        }
-    }
-
-    #[test]
-    fn a_failed_save_says_why_and_keeps_the_old_rules() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path());
-        store.save(&rules(TOML)).unwrap();
-        // A folder where the new file should go: nothing can be written there, whoever we are.
-        fs::create_dir(folder.path().join("rules.json.new")).unwrap();
-        let error = store.save(&rules("")).unwrap_err().to_string();
-        assert!(
-            error.contains("cannot write") && error.contains("rules.json.new"),
-            "{error}"
-        );
-        let Found::Saved(found) = store.load().unwrap() else {
-            panic!()
-        };
-        assert_eq!(found.config, rules(TOML).config);
-    }
-
-    #[test]
-    fn a_full_disk_is_named() {
-        // /dev/full takes nothing, as a full disk does.
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path());
-        std::os::unix::fs::symlink("/dev/full", folder.path().join("rules.json.new")).unwrap();
-        let error = store.save(&rules(TOML)).unwrap_err().to_string();
-        assert!(error.contains("No space left on device"), "{error}");
-        assert!(matches!(store.load().unwrap(), Found::Nothing));
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;

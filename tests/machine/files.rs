@@ -82,6 +82,49 @@ fn saved_rules_that_cannot_be_read_are_put_aside() {
     s.request(Method::Masq, Family::V4).unwrap();
 }
 
+/// Goal: a change that was answered outlives `kill -9`, whatever is wrong behind it in the journal, and that is said.
+#[test]
+fn changes_outlive_a_crash_and_a_journal_that_is_cut_or_damaged() {
+    let Some((mut s, _client)) = stopped("journal") else {
+        return;
+    };
+    let folder = s.topology.cluster.directory().join("state");
+    let path = folder.join("rules.journal");
+    start(&mut s);
+    assert!(!path.exists());
+    let [mut weight, mut damaged] = [10, 0];
+    for (name, end, word) in [
+        ("whole", "", None),
+        ("cut", "0123abcd {\"commands\":[", Some("was not written to its end")),
+        ("damaged", "0123abcd {}\n", Some("rules.journal.refused-1")),
+    ] {
+        for _ in 0..3 {
+            weight += 1;
+            s.director().unwrap().ipvsadm(&format!("--set {weight} 0 0")).unwrap();
+        }
+        let before = rules(&mut s);
+        s.take_director().unwrap().process().kill().unwrap();
+        let journal = fs::read_to_string(&path).unwrap();
+        assert_eq!(journal.lines().count(), 4, "{name}: {journal}");
+        fs::write(&path, journal + end).unwrap();
+        let said = start(&mut s);
+        match word {
+            None => assert!(!said.contains("rules.journal"), "{name}: {said}"),
+            Some(word) => assert!(said.contains(word), "{name}: {said}"),
+        }
+        damaged += usize::from(folder.join("rules.journal.refused-1").exists());
+        assert_eq!(rules(&mut s), before, "{name}");
+        let timeouts = s.director().unwrap().ipvsadm("-L --timeout").unwrap();
+        assert!(timeouts.contains(&format!(": {weight} ")), "{name}: {timeouts}");
+    }
+    assert_eq!(damaged, 1);
+    s.request(Method::Masq, Family::V4).unwrap();
+    stop_and_keep(&mut s);
+    assert!(!path.exists());
+    let saved = fs::read_to_string(folder.join("rules.json")).unwrap();
+    assert!(saved.contains(&format!("\"tcp\":{weight},")), "{saved}");
+}
+
 /// Goal: entries that mean nothing are left out, by a message that says why; with good ones connections go on.
 #[test]
 fn connection_entries_that_mean_nothing_are_left_out() {
@@ -183,6 +226,7 @@ impl SmallDisk {
 }
 
 /// Goal: on a full disk a change is live, the old file stands, the operator hears of it; with room it is saved again.
+/// How: 64 KiB are filled, and changes made until also the journal's last block is full.
 #[test]
 fn on_a_full_disk_changes_are_live_and_said_to_be_unsaved() {
     let Some(t) = topology("full-disk", Plan::new(Layout::OneSegment)) else {
@@ -195,15 +239,21 @@ fn on_a_full_disk_changes_are_live_and_said_to_be_unsaved() {
     let ballast = disk.folder.join("ballast");
     fs::write(&ballast, vec![0; 1 << 20]).expect_err("64 KiB are full");
 
-    let added = disk.output("ipvsadm -a -t 172.25.7.200:80 -r 172.25.7.3 -g");
-    assert!(added.status.success() && added.stdout.is_empty(), "{added:?}");
-    let warning = String::from_utf8(added.stderr).unwrap();
+    let add = |server: u8| {
+        let added = disk.output(&format!("ipvsadm -a -t 172.25.7.200:80 -r 172.25.8.{server} -g"));
+        assert!(added.status.success() && added.stdout.is_empty(), "{added:?}");
+        String::from_utf8(added.stderr).unwrap()
+    };
+    let (server, warning) = (1..100)
+        .map(|server| (server, add(server)))
+        .find(|(_, warning)| !warning.is_empty())
+        .unwrap();
     assert!(
         warning.starts_with("uvs: the change is live, but it is not saved: state directory: cannot write"),
         "{warning}"
     );
     let (_, listed) = disk.uvs("ipvsadm -ln");
-    assert!(listed.contains("172.25.7.3:80"), "{listed}");
+    assert!(listed.contains(&format!("172.25.8.{server}:80")), "{listed}");
     assert_eq!(fs::read_to_string(&rules).unwrap(), before);
     let (_, stats) = disk.uvs("stats");
     let line = stats
@@ -225,6 +275,8 @@ fn on_a_full_disk_changes_are_live_and_said_to_be_unsaved() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(json["unsaved"].is_null(), "{json}");
     let after = fs::read_to_string(&rules).unwrap();
-    assert!(after.contains("172.25.7.3") && after.contains("172.25.7.4"), "{after}");
+    for address in ["172.25.8.1", &format!("172.25.8.{server}"), "172.25.7.4"] {
+        assert!(after.contains(&format!("\"{address}\"")), "{address}: {after}");
+    }
     assert!(disk.process.terminate().unwrap().success());
 }
