@@ -113,10 +113,9 @@ impl Registry {
     pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) -> bool {
         let mut nat_changed = self.forget_old_marks() | self.marks.follow(after.marks());
         self.awaited.clear();
-        for old in before.services() {
+        for old in before.services().filter(|old| !after.shares(old)) {
             let key = &old.service.key;
             match after.service(key) {
-                Some(new) if Arc::ptr_eq(old, new) => {}
                 Some(new) if new.incarnation == old.incarnation => {
                     nat_changed |= endpoints(old).ne(endpoints(new));
                     self.retire_missing(old, Some(new));
@@ -128,14 +127,9 @@ impl Registry {
                 }
             }
         }
-        for new in after.services() {
-            let unchanged = before
-                .service(&new.service.key)
-                .is_some_and(|old| Arc::ptr_eq(old, new));
-            if !unchanged {
-                nat_changed |= !self.services.contains_key(&new.service.key);
-                self.bring_in(new, routes);
-            }
+        for new in after.services().filter(|new| !before.shares(new)) {
+            nat_changed |= !self.services.contains_key(&new.service.key);
+            self.bring_in(new, routes);
         }
         if nat_changed {
             self.nat_sources = Arc::new(self.nat_sources_of(after));

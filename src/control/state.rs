@@ -102,6 +102,12 @@ impl State {
         self.services.get(self.index.get(key)?)
     }
 
+    /// Has the service exactly as another state has it: nothing of it has changed.
+    pub fn shares(&self, entry: &Arc<ServiceEntry>) -> bool {
+        let own = self.services.get(&entry.incarnation);
+        own.is_some_and(|own| Arc::ptr_eq(own, entry))
+    }
+
     /// Destinations of all services.
     pub fn destinations_count(&self) -> usize {
         self.destinations

@@ -76,10 +76,12 @@ pub struct Services {
 impl Services {
     /// From all services. `nat_sources` is that of the table before when no address, port or method changed.
     pub fn new(services: impl IntoIterator<Item = Arc<Service>>, nat_sources: Arc<NatSources>) -> Services {
+        let services = services.into_iter();
         let mut all = Services {
             nat_sources,
             ..Services::default()
         };
+        all.exact.reserve(services.size_hint().0);
         for service in services {
             match service.key {
                 ServiceKey::Address {
