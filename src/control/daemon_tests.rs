@@ -552,7 +552,19 @@ fn a_client_through_the_socket() {
     let control = std::mem::replace(&mut fixture.control, Fixture::new().control);
     let mut control = control.with_saver(Saver::start(store).unwrap());
 
-    let rules = folder.path().join("rules.json");
+    let state_dir = folder.path().to_owned();
+    // What a daemon would find that started now.
+    let saved = move || {
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["rules.json", "rules.journal"] {
+            let (from, to) = (state_dir.join(name), copy.path().join(name));
+            assert!(std::fs::copy(&from, to).is_ok() || !from.exists());
+        }
+        match Store::open(copy.path(), Duration::ZERO).unwrap().load().unwrap() {
+            Found::Saved { saved, remark: None } => saved.state,
+            other => panic!("{other:?}"),
+        }
+    };
     let client = std::thread::spawn(move || {
         let mut client = Client::new(socket);
         let mut ask = |request| client.call(&request).unwrap_or_else(|error| panic!("{error}"));
@@ -568,7 +580,16 @@ fn a_client_through_the_socket() {
             }
         );
         // Answered means saved.
-        assert!(std::fs::read_to_string(rules).unwrap().contains("10.1.0.1"));
+        assert_eq!(saved().destinations_count(), 1);
+        // Of a request that is refused in part, what was done.
+        let mut again = commands(&format!("{WEB}{SERVER}"));
+        again.push(Command::SetMssClamp { on: true });
+        let reply = ask(Request::Apply {
+            commands: again,
+            all_or_nothing: false,
+        });
+        assert!(matches!(reply, Reply::Applied { results, .. } if results[0].is_some() && results[2].is_none()));
+        assert!(saved().mss_clamp);
         let Reply::Services { services } = ask(Request::List { service: None }) else {
             panic!()
         };

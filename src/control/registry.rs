@@ -113,7 +113,7 @@ impl Registry {
     pub fn update(&mut self, before: &State, after: &State, routes: &mut dyn Routes) -> bool {
         let mut nat_changed = self.forget_old_marks() | self.marks.follow(after.marks());
         self.awaited.clear();
-        for old in before.services().filter(|old| !after.shares(old)) {
+        for old in before.services_changed(after) {
             let key = &old.service.key;
             match after.service(key) {
                 Some(new) if new.incarnation == old.incarnation => {
@@ -127,7 +127,7 @@ impl Registry {
                 }
             }
         }
-        for new in after.services().filter(|new| !before.shares(new)) {
+        for new in after.services_changed(before) {
             nat_changed |= !self.services.contains_key(&new.service.key);
             self.bring_in(new, routes);
         }

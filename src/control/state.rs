@@ -102,10 +102,17 @@ impl State {
         self.services.get(self.index.get(key)?)
     }
 
-    /// Has the service exactly as another state has it: nothing of it has changed.
-    pub fn shares(&self, entry: &Arc<ServiceEntry>) -> bool {
-        let own = self.services.get(&entry.incarnation);
-        own.is_some_and(|own| Arc::ptr_eq(own, entry))
+    /// The services that `other` does not have exactly so: all else was not touched in between. Looks at no other.
+    pub fn services_changed<'a>(&'a self, other: &'a State) -> impl Iterator<Item = &'a Arc<ServiceEntry>> {
+        let is_shared = |incarnation: &u64, entry| {
+            let there = other.services.get(incarnation);
+            there.is_some_and(|there| Arc::ptr_eq(there, entry))
+        };
+        let changed = self
+            .services
+            .iter()
+            .filter(move |(incarnation, entry)| !is_shared(incarnation, entry));
+        changed.map(|(_, entry)| entry)
     }
 
     /// Destinations of all services.
