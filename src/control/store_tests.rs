@@ -434,7 +434,9 @@ fn a_full_disk_ends_the_journal_until_all_rules_are_written() {
     assert!(daemon.store().is_whole());
     daemon.assert_kept();
     // For neither.
-    daemon.saved = load(daemon.store());
+    let saved = daemon.saved.clone();
+    daemon.store().save(&saved, vec![]).unwrap();
+    assert!(daemon.store().is_whole());
     full(daemon.path(JOURNAL));
     full(daemon.path("rules.json.new"));
     let error = daemon.add(2).unwrap_err().to_string();
