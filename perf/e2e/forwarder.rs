@@ -24,7 +24,7 @@ use uvs::table::InterfaceId;
 use crate::rig::{CLIENT_MAC, CLIENTS_MAC, SERVER_MAC, SERVERS_MAC, wrong};
 
 /// As a worker of uvs.
-const SPIN_ROUNDS: u32 = 64;
+const SPIN_ROUNDS: u32 = 2;
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 
 const INTERFACES: [&str; 2] = ["clients", "servers"];

@@ -57,6 +57,14 @@ impl Row {
         self.judge_pairs(format!("{peer} / {over}"), peer, over, goal, |a, b| a / b);
     }
 
+    /// The same ratio of a peer that is not judged: what can be reached here at all.
+    pub fn compare_ratio(&mut self, peer: &str, over: &str, goal: Goal) {
+        self.judge_ratio(peer, over, goal);
+        if let Some(verdict) = self.verdicts.last_mut() {
+            verdict.word = "least possible here";
+        }
+    }
+
     /// A goal on a difference, run by run.
     pub fn judge_difference(&mut self, peer: &str, over: &str, goal: Goal) {
         self.judge_pairs(format!("{peer} − {over}"), peer, over, goal, |a, b| a - b);

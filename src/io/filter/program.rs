@@ -30,6 +30,7 @@
 //! that the card has taken off before XDP sees the frame cannot be seen here (switch off rx-vlan-offload).
 
 mod access;
+mod straight;
 
 use std::os::fd::AsRawFd;
 
@@ -155,6 +156,7 @@ pub(super) fn program(flavour: Flavour, maps: &ProgramMaps<'_>) -> Vec<Instructi
     let mut a = Assembler::new();
     let l = Labels::new(&mut a);
     let mut text = Text { a, l, flavour, maps };
+    text.straight();
     text.start();
     text.ipv4();
     text.ipv6();
@@ -208,7 +210,6 @@ struct Text<'a> {
 impl Text<'_> {
     fn start(&mut self) {
         let l = self.l;
-        self.a.mov(R6, R1);
         if self.flavour != Flavour::Xdp {
             self.a.load(Width::B4, R1, R6, SKB_VLAN_PRESENT);
             self.a.jump_if_imm(R1, If::NotEqual, 0, l.passed);

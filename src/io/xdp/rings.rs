@@ -95,10 +95,12 @@ impl FrameMemory for Umem {
             ..UmemCfgBuilder::default()
         };
         let configuration = configuration.build().expect("constants within their limits");
-        Umem::map(configuration).map_err(|source| XdpError::Memory {
+        let mut memory = Umem::map(configuration).map_err(|source| XdpError::Memory {
             mib: chunks as u64 * CHUNK as u64 / (1 << 20),
             source,
-        })
+        })?;
+        advise_huge_pages(&mut memory, chunks);
+        Ok(memory)
     }
 
     #[inline]
@@ -115,6 +117,19 @@ impl FrameMemory for Umem {
     fn outstanding(&self) -> usize {
         Umem::outstanding(self)
     }
+}
+
+/// Asks for huge pages under memory that is still untouched: each frame is in a page of its own, and of small pages there are
+/// more than the processor remembers.
+fn advise_huge_pages(memory: &mut Umem, chunks: u32) {
+    let Some(first) = FrameMemory::allocate(memory) else {
+        return;
+    };
+    let start = first.bytes().as_ptr() as usize & !(CHUNK - 1);
+    // SAFETY: MADV_HUGEPAGE changes no content, whosever memory it is about. Its result is of no interest: without huge pages
+    // it is slower, not wrong.
+    unsafe { libc::madvise(start as *mut libc::c_void, chunks as usize * CHUNK, libc::MADV_HUGEPAGE) };
+    FrameMemory::free(memory, first);
 }
 
 /// Rings of the crate `xdp`.

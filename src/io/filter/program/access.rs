@@ -12,8 +12,8 @@ const HELPER_MAP_LOOKUP: i32 = 1;
 const HELPER_SKB_LOAD_BYTES: i32 = 26;
 
 // `struct xdp_md`.
-const XDP_DATA: i16 = 0;
-const XDP_DATA_END: i16 = 4;
+pub(super) const XDP_DATA: i16 = 0;
+pub(super) const XDP_DATA_END: i16 = 4;
 
 /// Offsets that the verifier shall know to be small.
 const OFFSET_MAX: i32 = 1023;
