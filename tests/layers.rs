@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the bottom up; modules of one row stand beside each other and do not name each other.
 const LAYERS: &[&[&str]] = &[
-    &["packet", "service", "options"],
+    &["packet", "service", "options", "prefetch"],
     &["scheduler", "conn"],
     &["table", "forward"],
     &["dataplane"],
@@ -23,8 +23,8 @@ const LAYERS: &[&[&str]] = &[
 /// `service` uses `packet`'s words, `conn` uses `scheduler`'s Load, `forward` uses `table`'s NextHop.
 const NEIGHBOURS: &[(&str, &str)] = &[("service", "packet"), ("conn", "scheduler"), ("forward", "table")];
 
-/// The one file outside io/ that may hold `unsafe`: it maps the connection entries.
-const UNSAFE_FILE: &str = "src/conn/entries.rs";
+/// The files outside io/ that may hold `unsafe`: one maps the connection entries, one has two instructions.
+const UNSAFE_FILES: [&str; 2] = ["src/conn/entries.rs", "src/prefetch.rs"];
 
 /// The hard end for a file, tests included. About 500 is the aim.
 const LINES_MAX: usize = 700;
@@ -194,7 +194,7 @@ fn the_layer_check_sees_every_shape_of_import() {
 fn unsafe_stands_only_where_it_may() {
     let mut faults = Vec::new();
     for (path, text) in all_sources() {
-        if path.starts_with("src/io/") || path == UNSAFE_FILE {
+        if path.starts_with("src/io/") || UNSAFE_FILES.contains(&path.as_str()) {
             continue;
         }
         for (n, line) in text.lines().enumerate() {
@@ -206,7 +206,7 @@ fn unsafe_stands_only_where_it_may() {
     }
     assert!(
         faults.is_empty(),
-        "unsafe outside io/ and {UNSAFE_FILE}:\n{}",
+        "unsafe outside io/ and {UNSAFE_FILES:?}:\n{}",
         faults.join("\n")
     );
 }

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use memmap2::{Advice, MmapMut};
 use uvs::dataplane::driver::{Driver, InterfaceStatistics, Received};
-use uvs::packet::{FlowKey, Frame, Mac, NoRoom, Offload, Protocol, Window, checksum};
+use uvs::packet::{FlowKey, Frame, NoRoom, Offload, Protocol, Window, checksum};
 use uvs::table::InterfaceId;
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
-pub const CLIENTS: Mac = Mac([2, 0, 0, 0, 0, 0xc0]);
+/// The Ethernet header of a client's frame.
+pub const CLIENT_LINK: [u8; 14] = [2, 0, 0, 0, 0, 0xd0, 2, 0, 0, 0, 0, 0xc0, 8, 0];
 
 const CHUNK: usize = 2048;
 const CHUNKS: usize = 4096;
@@ -115,9 +116,8 @@ pub fn flow(client: u32) -> FlowKey {
 
 fn write_packet(bytes: &mut [u8], client: u32, tcp_flags: u8) {
     let (address, port) = endpoint(client);
-    bytes[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0xd0]);
-    bytes[6..12].copy_from_slice(&CLIENTS.0);
-    bytes[12..26].copy_from_slice(&[8, 0, 0x45, 0, 0, 40, 0x12, 0x34, 0x40, 0, 64, Protocol::TCP.0, 0, 0]);
+    bytes[..14].copy_from_slice(&CLIENT_LINK);
+    bytes[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0x12, 0x34, 0x40, 0, 64, Protocol::TCP.0, 0, 0]);
     bytes[26..30].copy_from_slice(&address.octets());
     bytes[30..34].copy_from_slice(&VIP.octets());
     bytes[34..36].copy_from_slice(&port.to_be_bytes());

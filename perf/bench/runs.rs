@@ -12,7 +12,7 @@ use uvs::control::registry::{Registry, Routes, build_scheduler};
 use uvs::control::state::State;
 use uvs::dataplane::driver::BATCH_MAX;
 use uvs::packet::{FlowKey, Mac, Protocol};
-use uvs::scheduler::{Candidate, Schedule, build};
+use uvs::scheduler::{Candidate, Loads, Schedule, build};
 use uvs::service::{Destination, DestinationKey, Method, Service, ServiceKey, TransportProtocol, Tunnel};
 use uvs::table::{InterfaceId, LocalAddresses, NextHop, Reach};
 
@@ -250,6 +250,7 @@ fn picks(scheduler: &str, servers: u32) -> f64 {
     const STRETCH: u32 = 64;
     const STRETCHES: u32 = 3000;
     let mut random = Random::new();
+    let mut loads = Loads::new(1);
     let candidate = |n: u32| Candidate {
         key: DestinationKey {
             address: Ipv4Addr::from(0x0a64_0001 + n).into(),
@@ -260,19 +261,19 @@ fn picks(scheduler: &str, servers: u32) -> f64 {
         lower_threshold: 0,
         last_weight: 100,
         edits: 0,
-        load: Arc::default(),
+        load: Arc::new(loads.make()),
     };
     let candidates: Vec<Candidate> = (0..servers).map(candidate).collect();
     for candidate in &candidates {
-        (0..100 + random.below(100)).for_each(|_| candidate.load.add(true, 0));
+        (0..100 + random.below(100)).for_each(|_| candidate.load.add(0, true, 0));
     }
     let scheduler = build(scheduler, &[], &candidates, None).expect("a scheduler's name");
     let mut pick = |n: u32| {
         let flow = FlowKey::v4(Protocol::TCP, 0x0a00_0000 + n, 0xc0a8_0001, 40_000 << 16 | 80);
         // ovf refuses at times.
         if let Some(n) = black_box(scheduler.pick(&candidates, &flow)) {
-            candidates[n].load.add(true, 0);
-            candidates[random.below(servers) as usize].load.remove(true, 0, 0);
+            candidates[n].load.add(0, true, 0);
+            candidates[random.below(servers) as usize].load.remove(0, true, 0, 0);
         }
     };
     // Of many short stretches the median: a few are interrupted by other programs.

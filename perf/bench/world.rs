@@ -3,13 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use super::driver::{BenchDriver, BenchFrame, CLIENTS, VIP, flow};
+use super::driver::{BenchDriver, BenchFrame, CLIENT_LINK, VIP, flow};
 use uvs::conn::{ConnectionTable, NewConnection, State, Tick, TimeoutTable, WorkerId};
 use uvs::dataplane::driver::{BATCH_MAX, Received};
 use uvs::dataplane::pipeline::Pipeline;
 use uvs::forward::Identifications;
 use uvs::packet::{DropReason, Mac, TcpFlags};
-use uvs::scheduler::{Candidate, Load, build};
+use uvs::scheduler::{Candidate, Load, Loads, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 use uvs::table::{
     Counters, Destination, DestinationId, Hops, Interface, InterfaceId, LocalAddresses, NextHop, Reach, Service,
@@ -125,7 +125,7 @@ impl World {
         let destination = self.table.destinations[id as usize]
             .as_ref()
             .expect("made with the table");
-        destination.load.add(true, 0);
+        destination.load.add(0, true, 0);
         let new = NewConnection {
             flow,
             destination: destination.key,
@@ -133,7 +133,7 @@ impl World {
             method: self.plan.method,
             state: State::Established,
             timeout_ticks: TimeoutTable::default().ticks(State::Established),
-            client_hop: self.hops.intern(OUTSIDE, CLIENTS).0,
+            client_hop: self.hops.intern(OUTSIDE, &CLIENT_LINK).0,
             fwmark: 0,
             controller: None,
             helped: false,
@@ -168,8 +168,9 @@ impl World {
     /// Ends the half-open connections: two minutes go by for them. Every worker is [asleep](World::sleep).
     pub fn expire_half_open(&self) {
         let later = Tick::from_boot_ns(self.now_ns + HALF_OPEN_NS);
-        self.connections
-            .sweep(later, usize::MAX, &mut |gone| self.table.count_off(gone));
+        self.connections.sweep(later, usize::MAX, &mut |gone| {
+            self.table.count_off(WorkerId::CONTROL, gone)
+        });
         assert_eq!(self.connections.used(), self.live as u64, "live connections");
     }
 
@@ -249,7 +250,9 @@ impl Random {
 /// A table with one service.
 fn director(plan: &Plan) -> Table {
     let numbers = 0..plan.destinations;
-    let destinations: Vec<_> = numbers.clone().map(|n| Arc::new(destination(plan, n))).collect();
+    let mut loads = Loads::new(plan.workers.into());
+    let destinations = numbers.clone().map(|n| Arc::new(destination(plan, n, loads.make())));
+    let destinations: Vec<_> = destinations.collect();
     let candidate = |d: &Arc<Destination>| Candidate {
         key: d.key,
         weight: 1,
@@ -294,7 +297,7 @@ fn director(plan: &Plan) -> Table {
     }
 }
 
-fn destination(plan: &Plan, n: u32) -> Destination {
+fn destination(plan: &Plan, n: u32, load: Load) -> Destination {
     let method = plan.method;
     let address = IpAddr::from(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 1)) + n));
     let port = if method == Method::Masq { 8080 } else { 80 };
@@ -316,7 +319,7 @@ fn destination(plan: &Plan, n: u32) -> Destination {
         upper_threshold: 0,
         lower_threshold: 0,
         way: Way::default(),
-        load: Arc::new(Load::default()),
+        load: Arc::new(load),
         counters: (0..plan.workers).map(|_| Counters::default()).collect(),
     }
     .prepared()

@@ -80,7 +80,7 @@ impl ConnectionTable {
             let chunk = sweeper.cursor;
             sweeper.cursor = (chunk + 1) % chunks;
             report.complete = passed + 1 == chunks as usize;
-            if self.chunks[chunk as usize].next_deadline.load(Ordering::Acquire) <= now.0 {
+            if self.chunks.get(chunk).next_deadline() <= now {
                 spent += CHUNK as usize;
                 report.expired += self.sweep_chunk(chunk, now, on_expire);
                 self.reclaim(GROUP_MAX);
@@ -94,9 +94,9 @@ impl ConnectionTable {
         let reader = self.slots.workers();
         self.epochs.online(reader);
         // Forget first, then read: a deadline that comes nearer meanwhile is noted after this, or read below.
-        let next_deadline = &self.chunks[chunk as usize].next_deadline;
-        next_deadline.swap(u32::MAX, Ordering::AcqRel);
-        let mut next = u32::MAX;
+        let known = self.chunks.get(chunk);
+        known.forget();
+        let mut next = Tick(u32::MAX);
         let mut expired = 0;
         self.live_in(chunk, |entry| {
             let is_due = entry.deadline() <= now && !self.keep_controller(&entry, now);
@@ -108,10 +108,10 @@ impl ConnectionTable {
                 return;
             }
             if entry.is_live() {
-                next = next.min(entry.deadline().0);
+                next = next.min(entry.deadline());
             }
         });
-        next_deadline.fetch_min(next, Ordering::AcqRel);
+        known.expires_at(next);
         self.epochs.offline(reader);
         expired
     }

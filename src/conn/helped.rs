@@ -145,10 +145,16 @@ impl EntryRef<'_> {
 
 impl ConnectionTable {
     /// The expected connection that a packet of a client would begin: between the same addresses, with the same virtual port.
+    #[inline]
     pub fn lookup_expected(&self, flow: &FlowKey) -> Option<EntryRef<'_>> {
         if self.expected.load(Ordering::Relaxed) == 0 || flow.protocol != Protocol::TCP {
             return None;
         }
+        self.lookup_any_port(flow)
+    }
+
+    #[cold]
+    fn lookup_any_port(&self, flow: &FlowKey) -> Option<EntryRef<'_>> {
         let key = FlowKey {
             ports: flow.ports & 0xffff,
             ..*flow

@@ -7,8 +7,9 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::entries::{advise_huge_pages, equal_lanes, prefetch};
+use super::entries::{advise_huge_pages, equal_lanes};
 use super::layout::Direction;
+use crate::prefetch;
 
 /// References a bucket holds.
 pub const LANES: usize = 8;
@@ -125,6 +126,20 @@ impl Bucket {
         self.references[lanes.trailing_zeros() as usize % LANES].load(Ordering::Acquire)
     }
 
+    /// The first reference with this tag that `is_it` takes.
+    #[inline(always)]
+    fn find(&self, tag: u16, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
+        let mut lanes = self.matches(tag);
+        while lanes != 0 {
+            let reference = self.first(lanes);
+            if reference != Reference::EMPTY && is_it(Reference(reference)) {
+                return Some(Reference(reference));
+            }
+            lanes &= lanes - 1;
+        }
+        None
+    }
+
     /// Fills a lane that is empty. The bucket is locked.
     fn fill(&self, lane: usize, tag: u16, reference: Reference) {
         // Release: whoever finds the reference finds the entry's words.
@@ -237,7 +252,13 @@ impl Index {
     /// Starts loading what a search of this hash reads first.
     #[inline(always)]
     pub fn prefetch(&self, hash: Hash) {
-        prefetch(&self.buckets, hash.home as usize);
+        prefetch::to_read(&self.buckets, hash.home as usize);
+    }
+
+    /// Starts loading what an insertion of this hash writes to, most likely.
+    #[inline(always)]
+    pub fn prefetch_for_insertion(&self, hash: Hash) {
+        prefetch::to_write(&self.buckets, hash.home as usize);
     }
 
     /// The first reference that a search of this hash looks at.
@@ -245,10 +266,15 @@ impl Index {
     pub fn first_guess(buckets: &[Bucket], hash: Hash) -> Guess {
         let bucket = &buckets[hash.home as usize];
         let lanes = bucket.matches(hash.tag);
-        if lanes == 0 {
-            return Index::guess_beyond_home(buckets, hash);
+        if lanes != 0 {
+            Guess(bucket.first(lanes))
+        } else if bucket.overflows() {
+            Index::guess_beyond_home(buckets, hash)
+        } else {
+            // It is of no connection, and may begin one.
+            prefetch::to_write(buckets, hash.home as usize);
+            Guess::NONE
         }
-        Guess(bucket.first(lanes))
     }
 
     #[cold]
@@ -265,26 +291,20 @@ impl Index {
         Guess::NONE
     }
 
-    /// The buckets where a key may be.
+    /// The buckets where a key may be, home first.
     #[inline]
-    fn probes(&self, hash: Hash) -> &[Bucket] {
-        &self.buckets[hash.home as usize..][..PROBES_MAX]
+    fn probes(&self, hash: Hash) -> &[Bucket; PROBES_MAX] {
+        let probes = self.buckets[hash.home as usize..].first_chunk();
+        probes.expect("as many buckets as probes follow the last home")
     }
 
     /// The first reference with this hash's tag that `is_it` takes.
     #[inline]
     pub fn find(&self, hash: Hash, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
         for bucket in self.probes(hash) {
-            let mut lanes = bucket.matches(hash.tag);
-            while lanes != 0 {
-                let reference = bucket.first(lanes);
-                if reference != Reference::EMPTY && is_it(Reference(reference)) {
-                    return Some(Reference(reference));
-                }
-                lanes &= lanes - 1;
-            }
-            if !bucket.overflows() {
-                return None;
+            let found = bucket.find(hash.tag, &mut is_it);
+            if found.is_some() || !bucket.overflows() {
+                return found;
             }
         }
         None
@@ -316,6 +336,9 @@ impl Index {
     ) -> Result<(), Refused> {
         let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
         let place = window.place(hash.tag, reference).ok_or(Refused::NoRoom)?;
+        if place.0 == 0 && window.buckets[0].matches(hash.tag) == 1 << place.1 {
+            return Ok(());
+        }
         // Each older one before that place moves to the place of the next older, and the oldest of them to that place.
         let mut carried = reference;
         for (distance, bucket) in window.buckets[..=place.0].iter().enumerate() {
@@ -360,7 +383,7 @@ impl Index {
     }
 
     /// Locks the home bucket.
-    #[inline]
+    #[inline(always)]
     fn window(&self, hash: Hash) -> Option<Window<'_>> {
         let mut window = Window {
             buckets: self.probes(hash),
@@ -388,7 +411,7 @@ impl Index {
 
 /// The buckets where a key may be, the first ones locked.
 struct Window<'a> {
-    buckets: &'a [Bucket],
+    buckets: &'a [Bucket; PROBES_MAX],
     locked: usize,
 }
 
@@ -405,7 +428,20 @@ impl Window<'_> {
     }
 
     /// Fills the first empty lane. Returns bucket and lane, `None` when all are full or a lock's holder does not run.
+    #[inline(always)]
     fn place(&mut self, tag: u16, reference: Reference) -> Option<(usize, usize)> {
+        let home = &self.buckets[0];
+        match home.empty_lane() {
+            Some(lane) => {
+                home.fill(lane, tag, reference);
+                Some((0, lane))
+            }
+            None => self.place_further(tag, reference),
+        }
+    }
+
+    #[cold]
+    fn place_further(&mut self, tag: u16, reference: Reference) -> Option<(usize, usize)> {
         loop {
             let distance = self.locked - 1;
             if let Some(lane) = self.last().empty_lane() {
@@ -424,7 +460,11 @@ impl Window<'_> {
 }
 
 impl Drop for Window<'_> {
+    #[inline(always)]
     fn drop(&mut self) {
+        if self.locked == 1 {
+            return self.buckets[0].unlock();
+        }
         self.buckets[..self.locked].iter().for_each(Bucket::unlock);
     }
 }

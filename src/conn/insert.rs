@@ -13,6 +13,7 @@ use super::layout::{
 use super::table::{self, ConnectionTable, WorkerId};
 use super::{State, Tick};
 use crate::packet::{Family, FlowKey};
+use crate::prefetch;
 use crate::service::{DestinationKey, Method};
 
 /// Up to this capacity the oldest entry of all that gives way is replaced; above, the oldest of a sample.
@@ -85,13 +86,12 @@ pub enum InsertError<'t> {
 pub struct ReplyLink {
     slot: u32,
     hash: Hash,
-    key: FlowKey,
 }
 
 impl ReplyLink {
-    /// What its replies are found by.
-    pub fn key(&self) -> &FlowKey {
-        &self.key
+    /// Of what its replies are found by.
+    pub fn hash(&self) -> Hash {
+        self.hash
     }
 }
 
@@ -221,9 +221,9 @@ impl ConnectionTable {
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
     ) -> Result<(EntryRef<'t>, Option<ReplyLink>), InsertError<'t>> {
-        let reply = draft.reply_key().map(|key| (self.hash(&key), key));
-        if let Some((hash, _)) = &reply {
-            self.prefetch_bucket(*hash);
+        let reply = draft.reply_key().map(|key| self.hash(&key));
+        if let Some(hash) = reply {
+            self.index.prefetch_for_insertion(hash);
         }
         let control = control_of(draft);
         let wide = control.is_wide();
@@ -231,6 +231,8 @@ impl ConnectionTable {
             Some(number) => number,
             None => self.make_room(worker, wide, now, evicted).ok_or(InsertError::Full)?,
         };
+        // The next insertion's, most likely.
+        prefetch::to_write(self.slots(), number as usize + 1);
         let entry = self.entry(number).ok_or(InsertError::Full)?;
         self.write(entry, wide, draft);
         let is_same = |r| self.is_same(r, draft.kind, draft.flow, draft.call_id);
@@ -255,25 +257,18 @@ impl ConnectionTable {
             Err(Refused::NoRoom) => return Err(InsertError::Full),
         }
         self.slots.count_inserted(worker);
-        let chunk = self.chunk_of(number);
-        chunk.count_giving_way(State::None, draft.state);
-        chunk.expires_at(draft.deadline);
+        self.chunk_of(number).begins(draft.state, draft.deadline);
         self.count_expected(draft.kind, entry, 1);
-        Ok((
-            entry,
-            reply.map(|(hash, key)| ReplyLink {
-                slot: number,
-                hash,
-                key,
-            }),
-        ))
+        Ok((entry, reply.map(|hash| ReplyLink { slot: number, hash })))
     }
 
     /// Makes the connection findable by its replies. `Some`: there is no room in the index, and the connection has ended; it is to
     /// be taken off its destination's numbers.
     pub fn link_replies(&self, link: ReplyLink) -> Option<Connection> {
-        let ReplyLink { slot, hash, key } = link;
+        let ReplyLink { slot, hash } = link;
         let entry = self.entry(slot)?;
+        // Its words stay as they are at least until the end of the batch, also when it is retired.
+        let key = reply_key(entry, entry.control())?;
         if !self.link_reply(entry, hash, &key) {
             return self.retire(entry, |_| true);
         }
@@ -397,8 +392,8 @@ impl ConnectionTable {
         let mut chunk = self.evict_cursor.load(Ordering::Relaxed) % chunks;
         let (mut passed, mut sampled) = (0, 0);
         while passed < chunks && (small || sampled < SAMPLE_CHUNKS && (sampled == 0 || passed < SEARCH_CHUNKS)) {
-            let known = &self.chunks[chunk as usize];
-            if known.giving_way.load(Ordering::Relaxed) != 0 {
+            let known = self.chunks.get(chunk);
+            if known.giving_way() != 0 {
                 sampled += 1;
                 self.live_in(chunk, |entry| {
                     let control = entry.control();

@@ -25,6 +25,7 @@
 //! of Call-IDs when the first service asks for it ([`ConnectionTable::keep_call_ids`]).
 
 mod call_ids;
+mod chunk;
 mod drop_entry;
 mod entries;
 mod entry;

@@ -9,7 +9,6 @@ use super::index::Reference;
 use super::insert::reply_key;
 use super::layout::{CONTROL, Control, Direction, Kind, RUNTIME, TAIL_CONTROLLED, TAIL_MARK, TEMPLATE, runtime_word};
 use super::slots::width;
-use super::state::State;
 use super::table::ConnectionTable;
 
 /// Slots between the one that is recovered and the one whose buckets are being loaded.
@@ -159,9 +158,8 @@ impl ConnectionTable {
             return false;
         }
         self.count_expected(kind, entry, 1);
-        let chunk = self.chunk_of(entry.number());
-        chunk.count_giving_way(State::None, control.state());
-        chunk.expires_at(control.deadline());
+        self.chunk_of(entry.number())
+            .begins(control.state(), control.deadline());
         true
     }
 

@@ -6,6 +6,7 @@ use crate::scheduler::Load;
 use crate::service::{Method, Timeouts};
 
 use super::layout::Direction;
+use super::table::WorkerId;
 use super::{sctp, tcp, udp};
 
 macro_rules! states {
@@ -102,6 +103,18 @@ impl State {
     /// Not yet established, or over: goes when the table is full. LISTEN too, of which one client can have any number.
     #[inline]
     pub const fn gives_way(self) -> bool {
+        const WHICH: u32 = {
+            let (mut which, mut n) = (0, 0);
+            while n < State::ALL.len() {
+                which |= (State::ALL[n].is_half_open_or_over() as u32) << n;
+                n += 1;
+            }
+            which
+        };
+        WHICH >> self as u8 & 1 != 0
+    }
+
+    const fn is_half_open_or_over(self) -> bool {
         let number = self as u8;
         matches!(
             self,
@@ -176,8 +189,8 @@ pub struct StateChange {
 impl StateChange {
     /// Counts the change.
     #[inline]
-    pub fn count_on(self, load: &Load) {
-        load.change(self.from.is_active(), self.to.is_active());
+    pub fn count_on(self, load: &Load, by: WorkerId) {
+        load.change(by.0, self.from.is_active(), self.to.is_active());
     }
 }
 

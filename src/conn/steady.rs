@@ -2,12 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::entries::{Slot, prefetch};
+use super::entries::Slot;
 use super::entry::{EntryRef, Hit};
 use super::index::{Bucket, Guess, Hash, Index};
 use super::layout::{ADDRESSES, CONTROL, Control, Direction, PORTS};
 use super::table::ConnectionTable;
 use crate::packet::steady::Steady;
+use crate::prefetch;
 
 /// A table as it is read for every packet of a batch: where things are is looked up once.
 #[derive(Clone, Copy)]
@@ -35,7 +36,7 @@ impl<'t> Reader<'t> {
     #[inline(always)]
     pub fn prefetch_entry(&self, hash: Hash) -> Guess {
         let guess = Index::first_guess(self.buckets, hash);
-        prefetch(self.slots, guess.slot() as usize);
+        prefetch::to_read(self.slots, guess.slot() as usize);
         guess
     }
 

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use std::hash::Hasher;
 
 use super::call_ids::{CallId, CallIds, TemplateKey};
+use super::chunk::{Chunk, Chunks};
 use super::entries::{Entries, SLOT_BYTES, Slot};
 use super::entry::{Connection, EntryRef, Hit};
 use super::epoch::Epochs;
@@ -22,13 +23,18 @@ use crate::packet::{Family, FlowKey};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WorkerId(pub u16);
 
+impl WorkerId {
+    /// Not a worker: the control thread, where it counts.
+    pub const CONTROL: WorkerId = WorkerId(u16::MAX);
+}
+
 /// All connections and templates. See [`crate::conn`].
 pub struct ConnectionTable {
     pub(super) entries: Entries,
     pub(super) index: Index,
     pub(super) slots: Slots,
     pub(super) epochs: Epochs,
-    pub(super) chunks: Box<[Chunk]>,
+    pub(super) chunks: Chunks,
     pub(super) retired: Retired,
     /// What only one thread does at a time: sweep, list, recover. Never taken by a worker.
     pub(super) sweeper: Mutex<Sweeper>,
@@ -43,15 +49,6 @@ pub struct ConnectionTable {
     call_ids: CallIds,
     seed: u64,
     shared_seed: foldhash::SharedSeed,
-}
-
-/// What is known of 64 slots without reading them.
-#[derive(Debug)]
-pub(super) struct Chunk {
-    /// No entry expires before this tick.
-    pub next_deadline: AtomicU32,
-    /// Entries that give way when the table is full.
-    pub giving_way: AtomicU16,
 }
 
 impl ConnectionTable {
@@ -71,10 +68,6 @@ impl ConnectionTable {
     pub fn new(entries: Entries, workers: usize) -> ConnectionTable {
         let capacity = Slots::capacity_of(entries.slots().len() as u32);
         let slots = Slots::new(capacity, workers.max(1));
-        let chunk = |_| Chunk {
-            next_deadline: AtomicU32::new(u32::MAX),
-            giving_way: AtomicU16::new(0),
-        };
         let mut random = [0; 16];
         // The only failure is a machine without randomness at boot; then the address layout is what keys the hash.
         if getrandom::fill(&mut random).is_err() {
@@ -84,7 +77,7 @@ impl ConnectionTable {
         ConnectionTable {
             index: Index::new(capacity),
             epochs: Epochs::new(workers.max(1) + 1),
-            chunks: (0..slots.chunks()).map(chunk).collect(),
+            chunks: Chunks::new(slots.chunks()),
             retired: Retired::default(),
             sweeper: Mutex::default(),
             generation: AtomicU32::new(0),
@@ -116,8 +109,7 @@ impl ConnectionTable {
 
     /// Bytes of memory: entries, index and all else.
     pub fn bytes(&self) -> usize {
-        let chunks = size_of_val(&self.chunks[..]);
-        self.slots().len() * SLOT_BYTES + self.index.bytes() + self.slots.bytes() + chunks
+        self.slots().len() * SLOT_BYTES + self.index.bytes() + self.slots.bytes() + self.chunks.bytes()
     }
 
     /// Hash of a packet's flow.
@@ -315,23 +307,7 @@ impl ConnectionTable {
 
     #[inline]
     pub(super) fn chunk_of(&self, number: u32) -> &Chunk {
-        &self.chunks[(number / CHUNK) as usize]
-    }
-}
-
-impl Chunk {
-    /// An entry that expires then is in the chunk. Always a read-modify-write: it and the sweeper's swap see each
-    /// other, whichever comes first.
-    pub fn expires_at(&self, deadline: Tick) {
-        self.next_deadline.fetch_min(deadline.0, Ordering::AcqRel);
-    }
-
-    pub fn count_giving_way(&self, from: State, to: State) {
-        match (from.gives_way(), to.gives_way()) {
-            (false, true) => self.giving_way.fetch_add(1, Ordering::Relaxed),
-            (true, false) => self.giving_way.fetch_sub(1, Ordering::Relaxed),
-            _ => 0,
-        };
+        self.chunks.get(number / CHUNK)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::registry::{Registry, Routes};
 use crate::conn::{
     Connection, ConnectionTable, Entries, EntriesError, INVALID_TEMPLATE_PORT, Kind, Recovered, Recovery, Tick,
+    WorkerId,
 };
 use crate::conn::{boot_id, is_tmpfs, move_entries};
 use crate::io::unix;
@@ -291,9 +292,11 @@ fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
 
 fn count(connection: &Connection, destination: &Destination) {
     match connection.kind {
-        Kind::Connection => destination
-            .load
-            .add(connection.state.is_active(), destination.upper_threshold),
+        Kind::Connection => destination.load.add(
+            WorkerId::CONTROL.0,
+            connection.state.is_active(),
+            destination.upper_threshold,
+        ),
         Kind::Template => destination.load.add_template(destination.upper_threshold),
     }
 }

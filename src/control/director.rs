@@ -13,7 +13,7 @@ use super::outside::{FindConnections, ListConnections, Outside, Stuck};
 use super::protocol::ConnectionListing;
 use super::registry::Routes;
 use super::report::{InterfaceReport, Report};
-use crate::conn::{CallId, Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable};
+use crate::conn::{CallId, Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable, WorkerId};
 use crate::dataplane::counters::{FrameCounts, WorkerShared};
 use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand};
 use crate::io::bpf::BpfError;
@@ -341,8 +341,9 @@ impl Outside for Director {
 
     fn sweep(&mut self, destinations: &[Option<Arc<Destination>>]) {
         let now = Tick::from_boot_ns(clock::boot_ns());
-        self.connections
-            .sweep(now, SWEEP_BUDGET, &mut |gone| table::count_off(destinations, gone));
+        self.connections.sweep(now, SWEEP_BUDGET, &mut |gone| {
+            table::count_off(destinations, WorkerId::CONTROL, gone)
+        });
     }
 
     fn supplies(&self) -> Supplies {
@@ -358,7 +359,7 @@ impl Outside for Director {
         let dropped = self
             .connections
             .drop_entries(&mut self.dropper, now, timeouts, &mut |gone| {
-                table::count_off(destinations, gone);
+                table::count_off(destinations, WorkerId::CONTROL, gone);
             });
         if dropped > 0 {
             log::debug!("drop_entry: {dropped} connections");

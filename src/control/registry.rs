@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use super::state::{ServiceEntry, State};
 use super::statistics::{Account, Totals};
 use crate::io::filter::Rule;
-use crate::scheduler::{self, Candidate, Load, Schedule};
+use crate::scheduler::{self, Candidate, Load, Loads, Schedule};
 use crate::service::{self, DestinationKey, Method, ServiceKey, Tunnel};
 use crate::table::{
     self, Counters, DestinationId, Interface, LocalAddresses, NatSources, Reach, Services, Supplies, Table, Way,
@@ -52,6 +52,7 @@ pub trait Routes {
 /// All live numbers of services and destinations. Owned by the control thread.
 pub struct Registry {
     workers: usize,
+    loads: Loads,
     build: BuildScheduler,
     slots: Vec<Option<Slot>>,
     /// What the workers see of each slot.
@@ -94,6 +95,7 @@ impl Registry {
     pub fn new(workers: usize, build: BuildScheduler) -> Registry {
         Registry {
             workers,
+            loads: Loads::new(workers),
             build,
             slots: Vec::new(),
             live: Vec::new(),
@@ -481,7 +483,7 @@ impl Registry {
             upper_threshold: wanted.upper_threshold,
             lower_threshold: wanted.lower_threshold,
             way: Way::default(),
-            load: Arc::new(Load::default()),
+            load: Arc::new(self.loads.make()),
             counters: (0..self.workers).map(|_| Counters::default()).collect(),
         };
         let live = Arc::new(live.prepared());
@@ -514,10 +516,7 @@ fn same(live: &table::Destination, wanted: &service::Destination) -> bool {
 
 /// Entries that belong to the destination.
 fn connections(load: &Load) -> u64 {
-    [&load.active, &load.inactive, &load.persistent]
-        .iter()
-        .map(|count| count.load(Ordering::Relaxed) as u64)
-        .sum()
+    load.total() as u64 + load.persistent.load(Ordering::Relaxed) as u64
 }
 
 fn endpoints(entry: &ServiceEntry) -> impl Iterator<Item = (DestinationKey, Method)> {

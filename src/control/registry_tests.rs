@@ -104,11 +104,13 @@ impl World {
         self.registry.by_key[&(WEB, server(last, Method::Masq).key)]
     }
 
-    /// A worker counts a packet of a connection to this destination.
+    /// A worker counts a packet of the one connection to this destination.
     fn packet(&mut self, last: u8) {
         let live = self.registry.destination(self.id(last)).unwrap();
         live.counters[1].packets_in.fetch_add(1, Ordering::Relaxed);
-        live.load.active.store(1, Ordering::Relaxed);
+        if live.load.total() == 0 {
+            live.load.add(0, true, 0);
+        }
     }
 
     /// Packets in: of the service, and of each destination newest first.
@@ -222,7 +224,7 @@ fn zero_of_one_service_and_service_sums() {
     world.run(&[delete(1)]);
     assert_eq!(world.packets(), (1, vec![0]));
     let load = &world.registry.destination(world.id(2)).unwrap().load;
-    assert_eq!(load.active.load(Ordering::Relaxed), 1);
+    assert_eq!(load.active(), 1);
 }
 
 #[test]
@@ -269,7 +271,7 @@ fn recovered_entries_find_their_destination_or_get_a_trash_slot() {
     assert_eq!(present, world.id(1));
     assert!(!world.registry.destination(gone).unwrap().present);
     let load = world.registry.destination(gone).unwrap().load.clone();
-    load.active.store(3, Ordering::Relaxed);
+    (0..3).for_each(|_| load.add(0, true, 0));
     // Adding the server later brings its connections back.
     world.run(&[add(9)]);
     assert_eq!(world.id(9), gone);
@@ -322,12 +324,12 @@ fn the_filter_looks_for_what_lives() {
     let first = Rule::TunnelDestination(IpAddr::from([10, 1, 0, 1]));
     assert_eq!(rules(&world), HashSet::from([always, service, nat(1), first]));
     let load = world.registry.destination(world.id(1)).unwrap().load.clone();
-    load.active.store(0, Ordering::Relaxed);
+    load.remove(0, true, 0, 0);
     assert!(world.registry.sweep_trash(0));
     assert_eq!(rules(&world), HashSet::from([always]));
 
     // The last service takes all with it.
-    load.active.store(1, Ordering::Relaxed);
+    load.add(0, true, 0);
     assert!(rules(&world).contains(&service));
     world.run(&[Command::Clear]);
     assert_eq!(rules(&world), HashSet::from([always]));

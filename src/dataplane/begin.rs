@@ -8,13 +8,13 @@ use super::ftp;
 use super::related::Receiver;
 use super::round::{Round, Teller, Verdict};
 use crate::conn::{
-    CallId, Direction, EntryRef, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, ReplyLink, State,
-    TemplateKey, sctp, tcp, ticks_of_seconds,
+    CallId, Direction, EntryRef, Hash, Hit, INVALID_TEMPLATE_PORT, InsertError, NewConnection, NewTemplate, ReplyLink,
+    State, TemplateKey, sctp, tcp, ticks_of_seconds,
 };
 use crate::forward::icmp;
 use crate::packet::quote::Quote;
 use crate::packet::rewrite::Endpoint;
-use crate::packet::{DropReason, FlowKey, Frame, Mac, Parsed, Protocol, TcpFlags, sip};
+use crate::packet::{DropReason, FlowKey, Frame, Parsed, Protocol, TcpFlags, sip};
 use crate::service::{DestinationKey, Method};
 use crate::table::{Destination, DestinationId, HopId, InterfaceId, Service};
 
@@ -28,7 +28,13 @@ pub(super) struct Choice<'a> {
 impl<'a, D: Driver> Round<'a, D> {
     /// A packet of no known connection.
     #[cold]
-    pub(super) fn unknown<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed) -> Verdict {
+    pub(super) fn unknown<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hash: Hash,
+    ) -> Verdict {
         if matches!(parsed.flow.protocol, Protocol::AH | Protocol::ESP) {
             return self.unserved(frame, interface, parsed);
         }
@@ -59,11 +65,11 @@ impl<'a, D: Driver> Round<'a, D> {
         if self.dropper.drops(table.defence.drop_rate) {
             return Verdict::Drop(DropReason::DropPacket);
         }
-        match self.choose(service, &parsed.flow, parsed.datagram(frame.bytes())) {
+        match self.choose(service, &parsed.flow, || parsed.datagram(frame.bytes())) {
             Ok(choice) if service.one_packet && parsed.flow.protocol == Protocol::UDP => {
                 self.send_once(frame, interface, parsed, service, &choice)
             }
-            Ok(choice) => self.begin(frame, interface, parsed, service, &choice),
+            Ok(choice) => self.begin(frame, interface, parsed, hash, service, &choice),
             Err(reason) => {
                 if reason == DropReason::NoDestination {
                     self.tell(
@@ -116,7 +122,12 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// The destination of a new connection: the persistence template's, else the scheduler's choice. `payload` as
     /// [`Parsed::datagram`] has it.
-    fn choose(&mut self, service: &Service, flow: &FlowKey, payload: &[u8]) -> Result<Choice<'a>, DropReason> {
+    fn choose<'f>(
+        &mut self,
+        service: &Service,
+        flow: &FlowKey,
+        payload: impl FnOnce() -> &'f [u8],
+    ) -> Result<Choice<'a>, DropReason> {
         let Some((persistence, key)) = service.persistence.as_ref().zip(service.template_key(flow)) else {
             let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
             let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
@@ -149,11 +160,15 @@ impl<'a, D: Driver> Round<'a, D> {
     }
 
     /// With the persistence engine `sip` a template is for one call.
-    pub(super) fn call_id(&self, service: &Service, payload: &[u8]) -> Result<Option<CallId>, DropReason> {
+    pub(super) fn call_id<'f>(
+        &self,
+        service: &Service,
+        payload: impl FnOnce() -> &'f [u8],
+    ) -> Result<Option<CallId>, DropReason> {
         if !service.sip {
             return Ok(None);
         }
-        let text = sip::call_id(payload).ok_or(DropReason::NoCallId)?;
+        let text = sip::call_id(payload()).ok_or(DropReason::NoCallId)?;
         let id = self.connections.call_id(text);
         self.connections.note_call_id(id, text);
         Ok(Some(id))
@@ -170,7 +185,7 @@ impl<'a, D: Driver> Round<'a, D> {
         let Some(was) = self.connections.remove(template) else {
             return;
         };
-        self.table.count_off(&was);
+        self.table.count_off(self.worker, &was);
         let Some(destination) = self.table.destination(DestinationId(was.destination_id)) else {
             return;
         };
@@ -197,7 +212,9 @@ impl<'a, D: Driver> Round<'a, D> {
         let table = self.table;
         let inserted = self
             .connections
-            .insert_template(self.worker, &invalid, self.now, &mut |gone| table.count_off(gone));
+            .insert_template(self.worker, &invalid, self.now, &mut |gone| {
+                table.count_off(self.worker, gone)
+            });
         if inserted.is_err() {
             destination
                 .load
@@ -230,7 +247,7 @@ impl<'a, D: Driver> Round<'a, D> {
         destination.load.add_template(destination.upper_threshold);
         let (connections, table) = (self.connections, self.table);
         match connections.insert_template(self.worker, &template, self.now, &mut |gone| {
-            table.count_off(gone);
+            table.count_off(self.worker, gone);
         }) {
             Ok(template) => Ok(Choice {
                 id,
@@ -265,6 +282,7 @@ impl<'a, D: Driver> Round<'a, D> {
         frame: &mut F,
         interface: InterfaceId,
         parsed: &Parsed,
+        hash: Hash,
         service: &Service,
         choice: &Choice<'a>,
     ) -> Verdict {
@@ -276,8 +294,9 @@ impl<'a, D: Driver> Round<'a, D> {
             .next(State::None, protocol, method, Direction::Forward, parsed.signals());
         let hop = self.hop_of(frame, interface, method);
         let ticks = self.timeouts.ticks(state);
-        match self.enter(service, choice, &parsed.flow, (state, ticks), hop) {
+        match self.enter(service, choice, (&parsed.flow, hash), (state, ticks), hop) {
             Ok(entry) => {
+                service.scheduler.prepare();
                 self.count_begin(choice.destination, parsed);
                 self.send(frame, interface, parsed, method, destination, || {
                     endpoint_of_destination(&entry, parsed.flow.family)
@@ -294,16 +313,17 @@ impl<'a, D: Driver> Round<'a, D> {
         }
     }
 
-    /// Enters a connection, and counts it on its destination. `lasts`: the state it begins in, and for how long.
+    /// Enters a connection, and counts it on its destination. `key`: its flow, and the hash of that. `lasts`: the state it
+    /// begins in, and for how long.
     pub(super) fn enter(
         &mut self,
         service: &Service,
         choice: &Choice<'a>,
-        flow: &FlowKey,
+        key: (&FlowKey, Hash),
         lasts: (State, u32),
         hop: HopId,
     ) -> Result<EntryRef<'a>, InsertError<'a>> {
-        let (state, timeout_ticks) = lasts;
+        let ((flow, hash), (state, timeout_ticks)) = (key, lasts);
         let destination = choice.destination;
         let new = NewConnection {
             flow: *flow,
@@ -317,7 +337,7 @@ impl<'a, D: Driver> Round<'a, D> {
             controller: choice.template,
             helped: ftp::is_control(flow, destination.method),
         };
-        let (entry, link) = self.enter_one_way(&new, destination)?;
+        let (entry, link) = self.enter_one_way(hash, &new, destination)?;
         if let Some(link) = link
             && let Some(due) = self.waiting.push(link)
         {
@@ -335,10 +355,11 @@ impl<'a, D: Driver> Round<'a, D> {
     where
         'a: 'n,
     {
-        let (entry, link) = self.enter_one_way(new, destination)?;
+        let hash = self.connections.hash(&new.flow);
+        let (entry, link) = self.enter_one_way(hash, new, destination)?;
         match link.and_then(|link| self.connections.link_replies(link)) {
             Some(gone) => {
-                self.table.count_off(&gone);
+                self.table.count_off(self.worker, &gone);
                 Err(InsertError::Full)
             }
             None => Ok(entry),
@@ -346,8 +367,10 @@ impl<'a, D: Driver> Round<'a, D> {
     }
 
     /// The same, but its replies do not find it yet.
+    #[inline(always)]
     fn enter_one_way<'n>(
         &self,
+        hash: Hash,
         new: &NewConnection<'n>,
         destination: &Destination,
     ) -> Result<(EntryRef<'n>, Option<ReplyLink>), InsertError<'n>>
@@ -359,12 +382,13 @@ impl<'a, D: Driver> Round<'a, D> {
             destination.upper_threshold,
             destination.lower_threshold,
         );
-        destination.load.add(active, upper);
+        destination.load.add(self.worker.0, active, upper);
         let (connections, table) = (self.connections, self.table);
-        let hash = connections.hash(&new.flow);
-        let inserted = connections.insert_one_way(self.worker, hash, new, self.now, &mut |gone| table.count_off(gone));
+        let inserted = connections.insert_one_way(self.worker, hash, new, self.now, &mut |gone| {
+            table.count_off(self.worker, gone)
+        });
         if inserted.is_err() {
-            destination.load.remove(active, upper, lower);
+            destination.load.remove(self.worker.0, active, upper, lower);
         }
         inserted
     }
@@ -397,7 +421,7 @@ impl<'a, D: Driver> Round<'a, D> {
             return Some(Verdict::Drop(DropReason::DropPacket));
         }
         // Of what is quoted a Call-ID is not looked for: the kernel looks for it behind the outer header, where there is none.
-        let choice = match self.choose(service, &flow, &[]) {
+        let choice = match self.choose(service, &flow, || &[]) {
             Ok(choice) => choice,
             // Nothing is said about an ICMP error.
             Err(reason) => return Some(Verdict::Drop(reason)),
@@ -417,7 +441,8 @@ impl<'a, D: Driver> Round<'a, D> {
             };
             let hop = self.hop_of(frame, interface, destination.method);
             let ticks = self.timeouts.ticks(State::None);
-            match self.enter(service, &choice, &flow, (state, ticks), hop) {
+            let hash = self.connections.hash(&flow);
+            match self.enter(service, &choice, (&flow, hash), (state, ticks), hop) {
                 Ok(_) => {}
                 // Another worker was faster with the same connection.
                 Err(InsertError::Exists(entry)) => {
@@ -435,11 +460,10 @@ impl<'a, D: Driver> Round<'a, D> {
         if method == Method::Route {
             return HopId::UNKNOWN;
         }
-        let from = frame.bytes()[6..]
-            .first_chunk()
-            .map(|mac| Mac(*mac))
-            .unwrap_or_default();
-        self.hops.intern(interface, from)
+        match frame.bytes().first_chunk() {
+            Some(link) => self.hops.intern(interface, link),
+            None => HopId::UNKNOWN,
+        }
     }
 
     /// Another worker was faster with the same connection.

@@ -45,7 +45,7 @@ impl<'a, D: Driver> Round<'a, D> {
             template: None,
         };
         if let Some(persistence) = service.persistence {
-            let call_id = self.call_id(service, parsed.datagram(frame.bytes())).ok()?;
+            let call_id = self.call_id(service, || parsed.datagram(frame.bytes())).ok()?;
             let key = TemplateKey {
                 flow: service.template_key(&flow)?,
                 call_id,
@@ -108,8 +108,9 @@ impl<'a, D: Driver> Round<'a, D> {
         );
         let lasts = (state, self.timeouts.ticks(state));
         let mut hop = HopId::UNKNOWN;
+        let key = (flow, self.connections.hash(flow));
         for _ in 0..2 {
-            match self.enter(service, choice, flow, lasts, hop) {
+            match self.enter(service, choice, key, lasts, hop) {
                 Ok(entry) => return Ok(entry),
                 Err(InsertError::Full) => break,
                 Err(InsertError::Exists(older)) => {

@@ -10,8 +10,8 @@ use super::round::Round;
 use crate::conn::{Direction, EntryRef, Hit};
 use crate::forward::tunnel;
 use crate::packet::rewrite::{Endpoint, Link, Side};
-use crate::packet::steady::{Headers, Steady};
-use crate::packet::{ETHERNET_HEADER_LEN, Frame, Mac, TcpFlags};
+use crate::packet::steady::{self, Headers, Steady};
+use crate::packet::{ETHERNET_HEADER_LEN, Frame, Parsed, TcpFlags};
 use crate::service::Method;
 use crate::table::{Counters, Destination, DestinationId, HopId, InterfaceId};
 
@@ -48,13 +48,13 @@ impl<D: Driver> Round<'_, D> {
         let way = &destination.way;
         match hit.method() {
             Method::Route => {
-                let mut headers = admit(frame, packet, way.len_max)?;
+                let mut headers = admit(frame, packet.ip_len, way.len_max)?;
                 self.count_steady(packet, hit, destination);
                 headers.decrement_ttl();
                 headers.set_link(&way.link);
             }
             Method::Masq => {
-                let mut headers = admit(frame, packet, way.len_max)?;
+                let mut headers = admit(frame, packet.ip_len, way.len_max)?;
                 self.note_link(hit.entry, interface, headers.ethernet());
                 self.count_steady(packet, hit, destination);
                 let to = Endpoint::v4(hit.entry.destination_v4(), hit.entry.destination_port());
@@ -80,7 +80,7 @@ impl<D: Driver> Round<'_, D> {
         destination: &Destination,
     ) -> Option<InterfaceId> {
         let hop = self.client_hop(&hit.entry)?;
-        let mut headers = admit(frame, packet, hop.mtu as u32)?;
+        let mut headers = admit(frame, packet.ip_len, hop.mtu as u32)?;
         self.keep(hit, destination);
         self.counters_of(destination).count_out(packet.ip_len as u64);
         let from = Endpoint::v4(hit.entry.virtual_v4(), hit.entry.virtual_port());
@@ -102,7 +102,7 @@ impl<D: Driver> Round<'_, D> {
         if hit.is_due(self.established_until)
             && let Some(change) = hit.touch(TcpFlags(TcpFlags::ACK), self.now, self.timeouts)
         {
-            change.count_on(&destination.load);
+            change.count_on(&destination.load, self.worker);
         }
     }
 
@@ -110,6 +110,29 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     fn counters_of<'d>(&self, destination: &'d Destination) -> &'d Counters {
         &destination.counters[self.worker.0 as usize]
+    }
+
+    /// Sends on a client's steady packet whose connection, new or changed by it, is settled. `None` as above.
+    #[inline(always)]
+    pub(super) fn express_settled<F: Frame>(
+        &self,
+        frame: &mut F,
+        parsed: &Parsed,
+        method: Method,
+        destination: &Destination,
+        endpoint: impl FnOnce() -> Endpoint,
+    ) -> Option<InterfaceId> {
+        let way = &destination.way;
+        if !parsed.is_steady || method == Method::Tunnel {
+            return None;
+        }
+        let mut headers = admit(frame, parsed.ip_len(), way.len_max)?;
+        match method {
+            Method::Masq => headers.translate(Side::Destination, endpoint()),
+            _ => headers.decrement_ttl(),
+        }
+        headers.set_link(&way.link);
+        Some(way.interface)
     }
 
     /// The way back to the client, for replies and for errors about tunnels, is where its last frame came from.
@@ -123,17 +146,16 @@ impl<D: Driver> Round<'_, D> {
     /// The client's frames come another way now.
     #[cold]
     fn new_hop(&self, entry: EntryRef<'_>, interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) {
-        let [_, _, _, _, _, _, from @ .., _, _] = *link;
-        entry.set_client_hop(self.hops.intern(interface, Mac(from)).0);
+        entry.set_client_hop(self.hops.intern(interface, link).0);
     }
 }
 
-/// The headers of a packet that is short enough. Takes Ethernet padding off.
+/// The headers of a steady packet of that length that is short enough. Takes Ethernet padding off.
 #[inline(always)]
-fn admit<'f, F: Frame>(frame: &'f mut F, packet: &Steady, len_max: u32) -> Option<Headers<'f>> {
-    if packet.ip_len > len_max {
+fn admit<F: Frame>(frame: &mut F, ip_len: u32, len_max: u32) -> Option<Headers<'_>> {
+    if ip_len > len_max {
         return None;
     }
-    frame.set_len(packet.frame_len()).ok()?;
+    frame.set_len(steady::frame_len(ip_len)).ok()?;
     Headers::of(frame.bytes_mut())
 }

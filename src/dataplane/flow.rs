@@ -45,11 +45,11 @@ impl<D: Driver> Round<'_, D> {
         if let Some(hit) = self.connections.lookup(hash, &parsed.flow) {
             return self.known(frame, interface, parsed, hit);
         }
-        if !tcp::may_create(parsed.tcp_flags) && self.waiting.has(&parsed.flow) {
+        if !tcp::may_create(parsed.tcp_flags) && self.waiting.has(hash) {
             self.link_waiting();
             return self.search(frame, interface, parsed, hash);
         }
-        self.unknown(frame, interface, parsed)
+        self.unknown(frame, interface, parsed, hash)
     }
 
     #[inline(always)]
@@ -73,8 +73,7 @@ impl<D: Driver> Round<'_, D> {
         // Packets of other protocols have no flags, and no chunk.
         let may_begin = tcp::may_create(parsed.tcp_flags) || parsed.chunk == Some(ChunkType::INIT);
         if may_begin && self.begins_anew(parsed, entry) {
-            self.forget(entry);
-            return self.unknown(frame, interface, parsed);
+            return self.begin_anew(frame, interface, parsed, entry);
         }
         let table = self.table;
         match table.destination(DestinationId(entry.destination_id())) {
@@ -112,7 +111,7 @@ impl<D: Driver> Round<'_, D> {
     ) -> Verdict {
         destination.counters[self.worker.0 as usize].count_in(parsed.ip_len() as u64);
         if let Some(change) = hit.touch(parsed.signals(), self.now, self.timeouts) {
-            change.count_on(&destination.load);
+            change.count_on(&destination.load, self.worker);
         }
         let method = hit.method();
         if method != Method::Route
@@ -139,8 +138,11 @@ impl<D: Driver> Round<'_, D> {
         parsed: &Parsed,
         method: Method,
         destination: &Destination,
-        endpoint: impl FnOnce() -> Endpoint,
+        endpoint: impl Fn() -> Endpoint,
     ) -> Verdict {
+        if let Some(exit) = self.express_settled(frame, parsed, method, destination, &endpoint) {
+            return Verdict::Transmit(exit);
+        }
         let Reach::Hop { hop, source } = &destination.reach else {
             return self.unreachable(frame, interface, parsed, method, destination);
         };
@@ -227,17 +229,30 @@ impl<D: Driver> Round<'_, D> {
             return Verdict::HandBack;
         }
         if !slot_known || self.table.sysctls.expire_nodest_conn != 0 {
-            self.forget(entry);
-            return self.unknown(frame, interface, parsed);
+            return self.begin_anew(frame, interface, parsed, entry);
         }
         Verdict::Drop(DropReason::DestinationGone)
+    }
+
+    /// The packet's connection is over, and another may begin with it.
+    #[cold]
+    fn begin_anew<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        entry: EntryRef<'_>,
+    ) -> Verdict {
+        self.forget(entry);
+        let hash = self.connections.hash(&parsed.flow);
+        self.unknown(frame, interface, parsed, hash)
     }
 
     /// Takes an entry out of the table before its time, and out of the counts.
     #[cold]
     pub(super) fn forget(&self, entry: EntryRef<'_>) {
         if let Some(gone) = self.connections.remove(entry) {
-            self.table.count_off(&gone);
+            self.table.count_off(self.worker, &gone);
         }
     }
 
@@ -294,7 +309,7 @@ impl<D: Driver> Round<'_, D> {
         };
         destination.counters[self.worker.0 as usize].count_out(parsed.ip_len() as u64);
         if let Some(change) = change {
-            change.count_on(&destination.load);
+            change.count_on(&destination.load, self.worker);
         }
     }
 

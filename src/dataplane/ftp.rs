@@ -136,7 +136,7 @@ impl<D: Driver> Round<'_, D> {
             Ok(_) => Ok(()),
             Err(InsertError::Exists(there)) if there.destination() == new.destination.address => {
                 if let Some(change) = there.listen(self.now, self.timeouts) {
-                    change.count_on(&destination.load);
+                    change.count_on(&destination.load, self.worker);
                 }
                 Ok(())
             }

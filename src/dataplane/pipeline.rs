@@ -197,8 +197,11 @@ impl Pipeline {
             looked.guess = reader.prefetch_entry(looked.hash);
         }
         if self.long_way_only {
-            // Without a guess the index is searched, on the long way.
-            self.looked.iter_mut().for_each(|looked| looked.guess = Guess::NONE);
+            // Nothing is steady, and without a guess the index is searched.
+            for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
+                looked.look_closer(&received.frame, connections);
+                looked.guess = Guess::NONE;
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::waiting::Waiting;
 use crate::conn::{ConnectionTable, Reader, ReplyLink, Tick, TimeoutTable, WorkerId};
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
-use crate::packet::parse::{Packet, parse};
+use crate::packet::parse::Packet;
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::service::Method;
 use crate::table::defence::PacketDropper;
@@ -68,7 +68,7 @@ impl<D: Driver> Round<'_, D> {
     #[inline(never)]
     pub(super) fn link(&self, link: ReplyLink) {
         if let Some(gone) = self.connections.link_replies(link) {
-            self.table.count_off(&gone);
+            self.table.count_off(self.worker, &gone);
         }
     }
 
@@ -83,27 +83,36 @@ impl<D: Driver> Round<'_, D> {
     /// Any frame.
     #[inline(never)]
     fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
-        let finding = match looked.finding {
-            Finding::Steady(_) => parse(frame.bytes(), frame.offload()),
-            Finding::Other(finding) => finding,
-        };
-        let verdict = match &finding {
-            Ok(Packet::Flow(parsed)) => {
-                let verdict = self.flow(&mut frame, interface, parsed, looked.hash, looked.guess);
-                if verdict == Verdict::HandBack {
-                    make_fit_for_stack(&mut frame, parsed);
-                }
-                verdict
+        let verdict = match &looked.finding {
+            Finding::Steady(steady) => {
+                let parsed = steady.parsed(frame.bytes());
+                self.one_of_flow(&mut frame, interface, &parsed, looked)
             }
-            Ok(Packet::Fragment(fragment)) => {
+            Finding::Other(Ok(Packet::Flow(parsed))) => self.one_of_flow(&mut frame, interface, parsed, looked),
+            Finding::Other(Ok(Packet::Fragment(fragment))) => {
                 return self.fragment(frame, interface, fragment, fragments);
             }
-            Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
-            Ok(Packet::Secured(parsed)) => self.secured(&mut frame, interface, parsed),
-            Ok(Packet::Other) => Verdict::HandBack,
-            Err(reason) => Verdict::Drop(*reason),
+            Finding::Other(Ok(Packet::IcmpError(parsed))) => self.related(&mut frame, interface, parsed),
+            Finding::Other(Ok(Packet::Secured(parsed))) => self.secured(&mut frame, interface, parsed),
+            Finding::Other(Ok(Packet::Other)) => Verdict::HandBack,
+            Finding::Other(Err(reason)) => Verdict::Drop(*reason),
         };
         self.settle(frame, verdict);
+    }
+
+    #[inline(never)]
+    fn one_of_flow(
+        &mut self,
+        frame: &mut D::Frame,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        looked: &Looked,
+    ) -> Verdict {
+        let verdict = self.flow(frame, interface, parsed, looked.hash, looked.guess);
+        if verdict == Verdict::HandBack {
+            make_fit_for_stack(frame, parsed);
+        }
+        verdict
     }
 
     /// Carries a verdict out and counts it.

@@ -7,8 +7,7 @@
 //! No reply comes in between: those of a connection come in later batches than its first packet, which leaves at this one's end;
 //! and all are entered by then.
 
-use crate::conn::ReplyLink;
-use crate::packet::FlowKey;
+use crate::conn::{Hash, ReplyLink};
 
 /// So many packets of 100 ns and more are longer than memory takes.
 const LINKS_MAX: usize = 8;
@@ -36,9 +35,9 @@ impl Waiting {
         })
     }
 
-    /// A packet of this flow is a reply to one of them.
-    pub fn has(&self, flow: &FlowKey) -> bool {
-        self.links.iter().flatten().any(|link| link.key() == flow)
+    /// A packet whose flow has this hash is a reply to one of them, most likely.
+    pub fn has(&self, hash: Hash) -> bool {
+        self.links.iter().flatten().any(|link| link.hash() == hash)
     }
 }
 
@@ -46,7 +45,7 @@ impl Waiting {
 mod tests {
     use super::*;
     use crate::conn::{ConnectionTable, NewConnection, State, Tick, WorkerId};
-    use crate::packet::Protocol;
+    use crate::packet::{FlowKey, Protocol};
     use crate::service::{DestinationKey, Method};
 
     /// How: twenty connections. Goal: each comes out once, oldest first, at the ninth push or at the end; until then its replies
@@ -54,7 +53,10 @@ mod tests {
     #[test]
     fn first_in_first_out() {
         let table = ConnectionTable::anonymous(100, 1).expect("memory");
-        let reply = |client: u32| FlowKey::v4(Protocol::TCP, 0xac10_0001, client, 8080 << 16 | 1024);
+        let reply = |client: u32| {
+            let replies = FlowKey::v4(Protocol::TCP, 0xac10_0001, client, 8080 << 16 | 1024);
+            table.hash(&replies)
+        };
         let link = |client: u32| {
             let new = NewConnection {
                 flow: FlowKey::v4(Protocol::TCP, client, 0xc0a8_0001, 1024 << 16 | 80),
@@ -78,13 +80,13 @@ mod tests {
         let mut waiting = Waiting::default();
         let mut came = Vec::new();
         for client in 0..20 {
-            came.extend(waiting.push(link(client)).map(|link| *link.key()));
+            came.extend(waiting.push(link(client)).map(|link| link.hash()));
             assert_eq!(came.len(), (client as usize + 1).saturating_sub(LINKS_MAX));
-            assert!(waiting.has(&reply(client)) && !waiting.has(&reply(client + 1)));
+            assert!(waiting.has(reply(client)) && !waiting.has(reply(client + 1)));
         }
-        assert!(!waiting.has(&reply(11)) && waiting.has(&reply(12)));
-        came.extend(std::iter::from_fn(|| waiting.pop()).map(|link| *link.key()));
-        let all: Vec<FlowKey> = (0..20).map(reply).collect();
+        assert!(!waiting.has(reply(11)) && waiting.has(reply(12)));
+        came.extend(std::iter::from_fn(|| waiting.pop()).map(|link| link.hash()));
+        let all: Vec<Hash> = (0..20).map(reply).collect();
         assert_eq!(came, all);
     }
 }

@@ -71,6 +71,9 @@ pub struct Parsed {
     pub ttl: u8,
     /// Of SCTP, the chunk that counts; `None` for others, and when there is no whole chunk header.
     pub chunk: Option<ChunkType>,
+    /// [`steady::read`](super::steady::read) took it: TCP over IPv4 without options, TTL left, checksum finished, all in one
+    /// frame.
+    pub is_steady: bool,
 }
 
 impl Parsed {
@@ -403,6 +406,7 @@ impl Place {
             tcp_flags: TcpFlags(tcp_flags),
             ttl: self.ttl,
             chunk: None,
+            is_steady: false,
         }
     }
 }

@@ -7,7 +7,7 @@
 use super::build::{OuterFields, OuterIpv4};
 use super::checksum;
 use super::frame::{ChecksumOffload, Offload};
-use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_HEADER_LEN, MORE_FRAGMENTS, TcpFlags};
+use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_HEADER_LEN, MORE_FRAGMENTS, Parsed, TcpFlags};
 use super::rewrite::{Endpoint, Link, Side};
 use super::{ETHERNET_HEADER_LEN, FlowKey, Protocol};
 
@@ -35,11 +35,15 @@ pub struct Steady {
     pub addresses: u64,
     /// As there.
     pub ports: u32,
-    /// Length of the IP packet: the frame may be longer by Ethernet padding.
+    /// Length of the IP packet: the frame may be longer by Ethernet padding. [`Steady::NOT_PLAIN`] is added where it is so.
     pub ip_len: u32,
 }
 
 impl Steady {
+    /// The flags are not [plain](TcpFlags::is_plain): longer than any packet may be, so that whoever looks at the length need not
+    /// look at the flags.
+    pub const NOT_PLAIN: u32 = 1 << 31;
+
     /// Its flow.
     #[inline(always)]
     pub fn flow(&self) -> FlowKey {
@@ -50,13 +54,34 @@ impl Steady {
     /// Length of the frame without padding.
     #[inline(always)]
     pub fn frame_len(&self) -> usize {
-        // That it fits into 16 bits is known where it is read; said again here, it saves a comparison in `Window`.
-        L3 + self.ip_len as u16 as usize
+        frame_len(self.ip_len)
+    }
+
+    /// What [`parse`](super::parse::parse) says of it, and that it is steady.
+    #[inline]
+    pub fn parsed(&self, bytes: &[u8]) -> Parsed {
+        Parsed {
+            flow: self.flow(),
+            l3: L3 as u16,
+            l4: L4 as u16,
+            end: self.frame_len() as u32,
+            tcp_flags: TcpFlags(bytes[FLAGS]),
+            ttl: bytes[TTL],
+            chunk: None,
+            is_steady: true,
+        }
     }
 }
 
-/// A good packet of TCP over IPv4, whole, without options of IP, with TTL left, an acknowledgement and neither SYN, FIN nor
-/// RST, whose checksum is finished. `None` of any other.
+/// Length of the frame without padding, of one whose IP packet is so long.
+#[inline(always)]
+pub fn frame_len(ip_len: u32) -> usize {
+    // That it fits into 16 bits is known where it is read; said again here, it saves a comparison in `Window`.
+    L3 + ip_len as u16 as usize
+}
+
+/// A good packet of TCP over IPv4, whole, without options of IP, with TTL left, whose checksum is finished. `None` of any
+/// other.
 #[inline(always)]
 pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
     let headers: &[u8; HEADERS_LEN] = bytes.first_chunk()?;
@@ -74,7 +99,7 @@ pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
     if long(FRAGMENTATION) & kind != u32::from_ne_bytes([0, 0, 0, Protocol::TCP.0]) {
         return None;
     }
-    if byte(TTL) <= 1 || !TcpFlags(byte(FLAGS)).is_plain() {
+    if byte(TTL) <= 1 {
         return None;
     }
     let ip_len = u16::from_be(short(TOTAL_LEN)) as u32;
@@ -103,7 +128,11 @@ pub fn read(bytes: &[u8], offload: Offload) -> Option<Steady> {
     Some(Steady {
         addresses: (u32::from_be(long(SOURCE)) as u64) << 32 | u32::from_be(long(DESTINATION)) as u64,
         ports: u32::from_be(long(L4)),
-        ip_len,
+        ip_len: if TcpFlags(byte(FLAGS)).is_plain() {
+            ip_len
+        } else {
+            ip_len | Steady::NOT_PLAIN
+        },
     })
 }
 
@@ -212,7 +241,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::parse::{Packet, Parsed, parse};
+    use crate::packet::parse::{Packet, parse};
     use crate::packet::rewrite;
     use crate::packet::testing::{ipv4, to_hex};
 
@@ -273,9 +302,9 @@ mod tests {
             bytes.resize(len, 0);
             if let Some(steady) = read(&bytes, Offload::default()) {
                 let parsed = parsed(&bytes, Offload::default());
-                prop_assert_eq!((steady.flow(), steady.frame_len()), (parsed.flow, parsed.end as usize));
-                prop_assert!(parsed.is_plain() && parsed.ttl > 1 && parsed.tcp_flags.is_plain());
-                prop_assert_eq!(bytes[FLAGS], parsed.tcp_flags.0);
+                prop_assert_eq!(Parsed { is_steady: false, ..steady.parsed(&bytes) }, parsed);
+                prop_assert_eq!(steady.ip_len >= Steady::NOT_PLAIN, !parsed.tcp_flags.is_plain());
+                prop_assert!(parsed.is_plain() && parsed.ttl > 1);
             }
         }
 

@@ -171,8 +171,9 @@ impl MemoryDirector {
 
     /// Ends the connections whose time has come, as the control thread does.
     pub fn sweep(&self) {
-        self.connections
-            .sweep(self.now(), usize::MAX / 2, &mut |gone| self.table.count_off(gone));
+        self.connections.sweep(self.now(), usize::MAX / 2, &mut |gone| {
+            self.table.count_off(WorkerId::CONTROL, gone)
+        });
     }
 
     /// So much is left of memory and connection table from now on.
@@ -189,7 +190,7 @@ impl MemoryDirector {
         }
         let timeouts = TimeoutTable::new(&self.table.timeouts);
         let mut dropper = EntryDropper::new(1);
-        let mut count_off = |gone: &Connection| self.table.count_off(gone);
+        let mut count_off = |gone: &Connection| self.table.count_off(WorkerId::CONTROL, gone);
         (0..seconds)
             .map(|_| {
                 self.connections

@@ -5,7 +5,6 @@
 
 use super::cache::Cache;
 use super::lblc::{is_busy, place};
-use super::lc::overhead;
 use super::wlc::Wlc;
 use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
@@ -68,7 +67,7 @@ impl Set {
             if !candidate.is_available() {
                 continue;
             }
-            let (cost, weight) = (overhead(&candidate.load), candidate.weight as u64);
+            let (cost, weight) = (candidate.load.connections().overhead(), candidate.weight as u64);
             if least.is_none_or(|(_, least_cost, least_weight)| least_cost * weight > cost * least_weight) {
                 least = Some((n, cost, weight));
             }

@@ -1,7 +1,7 @@
 //! Least connections: the one with the fewest, an active one weighing 256 inactive ones; weights (but 0) do not count.
 
 use super::packed::Packed;
-use super::{Candidate, Load, Schedule};
+use super::{Candidate, Connections, Schedule};
 use crate::packet::FlowKey;
 
 /// The numbers are the destinations'.
@@ -16,12 +16,6 @@ impl Lc {
 
 impl Schedule for Lc {
     fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        self.0.least(overhead)
+        self.0.least(Connections::overhead)
     }
-}
-
-/// What a destination has to do.
-#[inline]
-pub(super) fn overhead(load: &Load) -> u64 {
-    load.active() as u64 * 256 + load.inactive() as u64
 }

@@ -1,38 +1,191 @@
 //! The live numbers of a destination, and the thresholds that hang on them.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::ops::Add;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Live numbers of one destination, shared by all workers. They outlast the table: a destination that is removed
 /// and added again while connections live finds its counts again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Load {
-    /// ActiveConn.
-    pub active: AtomicU32,
-    /// InActConn.
-    pub inactive: AtomicU32,
+    counts: Counts,
     /// PersistConn: persistence templates.
     pub persistent: AtomicU32,
     /// Over its upper threshold, and not yet below its lower one.
     pub overloaded: AtomicBool,
 }
 
-impl Load {
+/// Connections of a destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connections(u64);
+
+impl Connections {
     /// ActiveConn. Another worker may take a connection off before the one that made it has counted it: then 0.
     #[inline]
+    pub fn active(self) -> u32 {
+        let active = (self.0.wrapping_sub(self.signed_inactive() as u64) >> 32) as i32;
+        active.max(0) as u32
+    }
+
+    /// InActConn.
+    #[inline]
+    pub fn inactive(self) -> u32 {
+        self.signed_inactive().max(0) as u32
+    }
+
+    /// What a destination has to do: an active one weighs 256 inactive ones (`ip_vs_dest_conn_overhead`).
+    #[inline(always)]
+    pub fn overhead(self) -> u64 {
+        // 256 * active + inactive, without taking them apart.
+        let inactive = self.signed_inactive();
+        let active_256 = (self.0 as i64).wrapping_sub(inactive) >> 24;
+        (active_256 + inactive).max(0) as u64
+    }
+
+    #[inline(always)]
+    fn signed_inactive(self) -> i64 {
+        self.0 as i32 as i64
+    }
+}
+
+impl Add for Connections {
+    type Output = Connections;
+
+    #[inline(always)]
+    fn add(self, other: Connections) -> Connections {
+        Connections(self.0.wrapping_add(other.0))
+    }
+}
+
+/// Where a destination's connections are counted: by each worker in a cache line of its own, which has the numbers of seven more
+/// destinations too. The sum is the number; a line's own is none, as another may take off what one has counted.
+#[derive(Clone, Debug)]
+pub(super) struct Counts {
+    lines: Arc<[Line]>,
+    /// Below [`LANES`].
+    lane: usize,
+}
+
+/// Destinations in a line.
+const LANES: usize = 8;
+
+/// Active ones in the upper half, inactive ones in the lower, which may borrow.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(super) struct Line([AtomicU64; LANES]);
+
+impl Line {
+    #[inline(always)]
+    pub(super) fn connections(&self, lane: usize) -> Connections {
+        Connections(self.0[lane % LANES].load(Ordering::Relaxed))
+    }
+}
+
+const ACTIVE: u64 = 1 << 32;
+const INACTIVE: u64 = 1;
+
+impl Counts {
+    #[inline]
+    fn sum(&self) -> Connections {
+        self.sum_of(self.lane)
+    }
+
+    /// The numbers of the destination that has this lane of the same lines.
+    #[inline(always)]
+    pub fn sum_of(&self, lane: usize) -> Connections {
+        let all = self.lines.iter().map(|line| line.connections(lane));
+        all.fold(Connections::default(), Add::add)
+    }
+
+    /// One of each worker.
+    #[inline(always)]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Its own lane.
+    pub fn lane(&self) -> usize {
+        self.lane
+    }
+
+    /// Both are in the same lines.
+    pub fn is_beside(&self, other: &Counts) -> bool {
+        Arc::ptr_eq(&self.lines, &other.lines)
+    }
+
+    #[inline]
+    fn add(&self, by: u16, change: u64) {
+        let line = &self.lines[(by as usize).min(self.lines.len() - 1)];
+        line.0[self.lane % LANES].fetch_add(change, Ordering::Relaxed);
+    }
+}
+
+/// Makes [`Load`]s for so many workers.
+#[derive(Debug)]
+pub struct Loads {
+    workers: usize,
+    /// The lines of the next one, and its lane.
+    next: Option<Counts>,
+}
+
+impl Loads {
+    /// Whoever counts by a higher number, as the control thread does, counts with the last of them.
+    pub fn new(workers: usize) -> Loads {
+        let workers = workers.max(1);
+        Loads { workers, next: None }
+    }
+
+    /// One of nothing.
+    pub fn make(&mut self) -> Load {
+        let counts = self.next.take().unwrap_or_else(|| Counts {
+            lines: (0..self.workers).map(|_| Line::default()).collect(),
+            lane: 0,
+        });
+        let lane = counts.lane + 1;
+        self.next = (lane < LANES).then(|| Counts {
+            lines: counts.lines.clone(),
+            lane,
+        });
+        Load {
+            counts,
+            persistent: AtomicU32::new(0),
+            overloaded: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Default for Load {
+    /// One that all count together.
+    fn default() -> Load {
+        Loads::new(1).make()
+    }
+}
+
+/// In all of these `by` is who counts: the number of a worker, any above for the control thread.
+impl Load {
+    /// Both numbers at once.
+    #[inline]
+    pub fn connections(&self) -> Connections {
+        self.counts.sum()
+    }
+
+    /// ActiveConn.
+    #[inline]
     pub fn active(&self) -> u32 {
-        (self.active.load(Ordering::Relaxed) as i32).max(0) as u32
+        self.connections().active()
     }
 
     /// InActConn.
     #[inline]
     pub fn inactive(&self) -> u32 {
-        (self.inactive.load(Ordering::Relaxed) as i32).max(0) as u32
+        self.connections().inactive()
     }
 
     /// Both: what the thresholds limit.
     #[inline]
     pub fn total(&self) -> u32 {
-        self.active().saturating_add(self.inactive())
+        let connections = self.connections();
+        connections.active().saturating_add(connections.inactive())
     }
 
     /// Takes no new connections because of its thresholds.
@@ -41,24 +194,28 @@ impl Load {
         self.overloaded.load(Ordering::Relaxed)
     }
 
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// Counts a new connection; at `upper` (`-x`, 0 = no limit) of them no more are taken.
-    pub fn add(&self, is_active: bool, upper: u32) {
-        self.number(is_active).fetch_add(1, Ordering::Relaxed);
+    #[inline]
+    pub fn add(&self, by: u16, is_active: bool, upper: u32) {
+        self.counts.add(by, unit(is_active));
         self.check_upper(upper);
     }
 
     /// A connection changed its state.
-    pub fn change(&self, was_active: bool, is_active: bool) {
+    pub fn change(&self, by: u16, was_active: bool, is_active: bool) {
         if was_active != is_active {
-            self.number(was_active).fetch_sub(1, Ordering::Relaxed);
-            self.number(is_active).fetch_add(1, Ordering::Relaxed);
+            self.counts.add(by, unit(is_active).wrapping_sub(unit(was_active)));
         }
     }
 
     /// A connection ended (not: was closed): below `lower` (`-y`), or three quarters of `upper` without one, new ones
     /// are taken again.
-    pub fn remove(&self, was_active: bool, upper: u32, lower: u32) {
-        self.number(was_active).fetch_sub(1, Ordering::Relaxed);
+    pub fn remove(&self, by: u16, was_active: bool, upper: u32, lower: u32) {
+        self.counts.add(by, unit(was_active).wrapping_neg());
         self.check_lower(upper, lower);
     }
 
@@ -93,10 +250,10 @@ impl Load {
             self.overloaded.store(false, Ordering::Relaxed);
         }
     }
+}
 
-    fn number(&self, is_active: bool) -> &AtomicU32 {
-        if is_active { &self.active } else { &self.inactive }
-    }
+fn unit(is_active: bool) -> u64 {
+    if is_active { ACTIVE } else { INACTIVE }
 }
 
 #[cfg(test)]
@@ -108,18 +265,18 @@ mod tests {
         let load = Load::default();
         for n in 0..upper {
             assert!(!load.is_overloaded(), "refused at {n}");
-            load.add(true, upper);
+            load.add(0, true, upper);
         }
         assert!(load.is_overloaded());
-        load.change(true, false);
+        load.change(0, true, false);
         assert!(load.is_overloaded(), "closing is not ending");
         let mut refused = Vec::new();
-        load.remove(false, upper, lower);
+        load.remove(0, false, upper, lower);
         for _ in 1..upper {
             if load.is_overloaded() {
                 refused.push(load.total());
             }
-            load.remove(true, upper, lower);
+            load.remove(0, true, upper, lower);
         }
         assert_eq!(load.total(), 0);
         refused
@@ -136,12 +293,12 @@ mod tests {
     fn no_limit_never_refuses_and_lifting_it_clears() {
         let load = Load::default();
         for _ in 0..1000 {
-            load.add(false, 0);
+            load.add(0, false, 0);
         }
         assert!(!load.is_overloaded());
-        load.add(false, 1001);
+        load.add(0, false, 1001);
         assert!(load.is_overloaded());
-        load.remove(false, 0, 0);
+        load.remove(0, false, 0, 0);
         assert!(!load.is_overloaded());
     }
 
@@ -154,12 +311,38 @@ mod tests {
         assert_eq!(load.persistent.load(Ordering::Relaxed), 0);
     }
 
+    /// Goal: the sum is right whoever counts and takes off, and destinations of one line do not meet. How: ten destinations, every
+    /// sequence of three counters.
+    #[test]
+    fn each_counts_in_its_own_line() {
+        let mut loads = Loads::new(2);
+        let all: Vec<Load> = (0..10).map(|_| loads.make()).collect();
+        for (n, load) in all.iter().enumerate() {
+            for by in [0, 1, 2, 9, u16::MAX] {
+                (0..=n).for_each(|_| load.add(by, true, 0));
+                load.change(by.wrapping_add(1) % 3, true, false);
+            }
+            // More inactive ones are taken off than this one has counted.
+            (0..3).for_each(|_| load.remove(1, false, 0, 0));
+        }
+        for (n, load) in (0..).zip(&all) {
+            assert_eq!(
+                (load.active(), load.inactive(), load.total()),
+                (5 * n, 2, 5 * n + 2),
+                "number {n}"
+            );
+            assert_eq!(load.connections().overhead(), 256 * 5 * n as u64 + 2);
+        }
+    }
+
     #[test]
     fn taken_off_before_it_was_counted_is_none() {
         let load = Load::default();
-        load.remove(true, 0, 0);
+        load.remove(0, true, 0, 0);
         assert_eq!((load.active(), load.total()), (0, 0));
-        load.add(true, 0);
+        load.add(0, false, 0);
+        assert_eq!((load.active(), load.inactive()), (0, 1));
+        load.add(0, true, 0);
         assert_eq!(load.active(), 0);
     }
 }

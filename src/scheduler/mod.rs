@@ -34,7 +34,7 @@ use std::sync::Arc;
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
-pub use load::Load;
+pub use load::{Connections, Load, Loads};
 
 /// One destination as a scheduler sees it.
 #[derive(Clone, Debug)]
@@ -69,6 +69,9 @@ pub trait Schedule {
     /// destination = virtual address), or `None` when none may take it. `candidates` is the list the scheduler
     /// was built with.
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize>;
+
+    /// A pick is coming, in some 50 ns: starts loading what all workers write at each.
+    fn prepare(&self) {}
 
     /// Whom [`pick`](Schedule::pick) would choose now, with nothing moved or remembered. As it stands here it is right for
     /// schedulers that keep nothing from one pick to the next.
@@ -203,6 +206,13 @@ impl Schedule for Scheduler {
             Scheduler::Ovf(s) => s.pick(candidates, flow),
             Scheduler::Nobody(s) => s.pick(candidates, flow),
             Scheduler::Twos(s) => s.pick(candidates, flow),
+        }
+    }
+
+    #[inline]
+    fn prepare(&self) {
+        if let Scheduler::Rr(s) = self {
+            s.prepare();
         }
     }
 

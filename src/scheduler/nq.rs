@@ -17,7 +17,7 @@ impl Nq {
 
 impl Schedule for Nq {
     fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        let idle = self.0.first(|load| load.active() == 0);
+        let idle = self.0.first(|connections| connections.active() == 0);
         idle.or_else(|| least_delay(&self.0))
     }
 }

@@ -85,7 +85,7 @@ impl Model {
     fn connect(&self, protocol: Protocol, client: (IpAddr, u16), vip: IpAddr) -> Option<&Candidate> {
         let flow = FlowKey::new(protocol, client, (vip, 80));
         let picked = self.pick(&flow)?;
-        picked.load.add(protocol == Protocol::TCP, picked.upper_threshold);
+        picked.load.add(0, protocol == Protocol::TCP, picked.upper_threshold);
         Some(picked)
     }
 }

@@ -1,5 +1,5 @@
 //! Power of two random choices: two draws by weight, and of the two the one with the smaller
-//! [`overhead`](super::lc) for its weight (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE
+//! [overhead](super::Connections::overhead) for its weight (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE
 //! TPDS 12(10), 2001). Both draws may be of the same destination, as in the paper.
 //!
 //! Choosing the better of two instead of one at random brings the fullest of n destinations from about log n / log log n
@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::lc::overhead;
 use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 
@@ -70,7 +69,7 @@ impl Schedule for Twos {
             }
         }
         let [first, second] = [drawn[0]?, drawn[1]?];
-        let cost = |n: usize| overhead(&candidates[n].load) + 1;
+        let cost = |n: usize| candidates[n].load.connections().overhead() + 1;
         let weight = |n: usize| candidates[n].weight as u64;
         // a / b > c / d as a * d > c * b.
         let second_is_better = cost(first) * weight(second) > cost(second) * weight(first);
@@ -120,7 +119,7 @@ mod tests {
         let (twos, list) = (Twos::new(7), candidates(weights));
         for _ in 0..connections {
             let n = twos.pick(&list, &flow()).expect("somebody");
-            list[n].load.add(true, 0);
+            list[n].load.add(0, true, 0);
         }
         list.iter().map(|c| c.load.active()).collect()
     }
@@ -162,7 +161,7 @@ mod tests {
         assert_eq!(twos.pick(&list, &flow()), Some(1));
         assert_eq!(twos.peek(&list, &flow()), Peek::Sure(Some(1)));
         assert_eq!(twos.peek(&candidates(&[1, 1]), &flow()), Peek::Chance);
-        list[1].load.add(true, 1);
+        list[1].load.add(0, true, 1);
         assert_eq!(twos.pick(&list, &flow()), None, "overloaded");
     }
 

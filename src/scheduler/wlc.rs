@@ -1,8 +1,7 @@
-//! Weighted least connections: the smallest [`overhead`](super::lc) for its weight.
+//! Weighted least connections: the smallest [overhead](Connections::overhead) for its weight.
 
-use super::lc::overhead;
 use super::packed::Packed;
-use super::{Candidate, Schedule};
+use super::{Candidate, Connections, Schedule};
 use crate::packet::FlowKey;
 
 /// The numbers are the destinations'.
@@ -16,7 +15,7 @@ impl Wlc {
 
     /// As [`pick`](Schedule::pick), of the candidates that it was made for.
     pub(super) fn least(&self) -> Option<usize> {
-        self.0.least_for_weight(overhead)
+        self.0.least_for_weight(Connections::overhead)
     }
 }
 

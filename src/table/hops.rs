@@ -41,9 +41,10 @@ impl Hops {
     const PROBES: usize = 64;
     const USED: u8 = 1;
 
-    /// The id of a pair, given now if it has none; [`HopId::UNKNOWN`] when there is no room for it.
-    pub fn intern(&self, interface: InterfaceId, mac: Mac) -> HopId {
-        let word = pack(interface, mac);
+    /// The id of this interface and the source of this Ethernet header, given now if they have none; [`HopId::UNKNOWN`] when
+    /// there is no room for it.
+    pub fn intern(&self, interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) -> HopId {
+        let word = pair(interface, link);
         let first = (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         for probe in 0..Hops::PROBES {
             let n = (first + probe) % (Hops::CAPACITY - 1) + 1;
@@ -63,10 +64,7 @@ impl Hops {
     /// Whether `id` is this interface and the source of this Ethernet header: one load, for each frame of a client.
     #[inline(always)]
     pub fn is(&self, id: HopId, interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) -> bool {
-        // The source, and the type behind it, which is shifted out.
-        let [.., a, b, c, d, e, f, g, h] = *link;
-        let word = u64::from_le_bytes([a, b, c, d, e, f, g, h]) << 16 | lowest(interface);
-        self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed) == word.to_le()
+        self.slots[id.0 as usize % Hops::CAPACITY].load(Ordering::Relaxed) == pair(interface, link)
     }
 
     /// The pair of an id.
@@ -78,36 +76,35 @@ impl Hops {
     }
 }
 
-#[inline]
-fn pack(interface: InterfaceId, mac: Mac) -> u64 {
-    let [a, b, c, d, e, f] = mac.0;
-    u64::from_ne_bytes([interface.0, Hops::USED, a, b, c, d, e, f])
-}
-
-/// The lowest two bytes of a pair.
+/// What a slot holds of such a frame.
 #[inline(always)]
-fn lowest(interface: InterfaceId) -> u64 {
-    (Hops::USED as u64) << 8 | interface.0 as u64
+fn pair(interface: InterfaceId, link: &[u8; ETHERNET_HEADER_LEN]) -> u64 {
+    // The source, and the type behind it, which is shifted out.
+    let [.., a, b, c, d, e, f, g, h] = *link;
+    let lowest = (Hops::USED as u64) << 8 | interface.0 as u64;
+    (u64::from_le_bytes([a, b, c, d, e, f, g, h]) << 16 | lowest).to_le()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The header of a frame from there.
+    fn link(mac: Mac) -> [u8; ETHERNET_HEADER_LEN] {
+        let mut link = [0xee; ETHERNET_HEADER_LEN];
+        link[6..12].copy_from_slice(&mac.0);
+        link
+    }
+
     #[test]
     fn interned_once_and_found_again() {
         let hops = Hops::default();
         let mac = Mac([2, 0, 0, 0, 0, 0xc0]);
-        let id = hops.intern(InterfaceId(1), mac);
+        let id = hops.intern(InterfaceId(1), &link(mac));
         assert_ne!(id, HopId::UNKNOWN);
-        assert_eq!(hops.intern(InterfaceId(1), mac), id);
-        assert_ne!(hops.intern(InterfaceId(0), mac), id);
+        assert_eq!(hops.intern(InterfaceId(1), &link(mac)), id);
+        assert_ne!(hops.intern(InterfaceId(0), &link(mac)), id);
         assert_eq!(hops.get(id), Some((InterfaceId(1), mac)));
-        let link = |mac: Mac| {
-            let mut link = [0xee; ETHERNET_HEADER_LEN];
-            link[6..12].copy_from_slice(&mac.0);
-            link
-        };
         assert!(hops.is(id, InterfaceId(1), &link(mac)) && !hops.is(id, InterfaceId(0), &link(mac)));
         assert!(!hops.is(id, InterfaceId(1), &link(Mac([2, 0, 0, 0, 0, 0xc1]))));
         assert_eq!(hops.get(HopId::UNKNOWN), None);
@@ -121,7 +118,7 @@ mod tests {
         for n in 0..Hops::CAPACITY as u32 + 100 {
             let b = n.to_be_bytes();
             let mac = Mac([2, 0, b[0], b[1], b[2], b[3]]);
-            match hops.intern(InterfaceId(0), mac) {
+            match hops.intern(InterfaceId(0), &link(mac)) {
                 HopId::UNKNOWN => unknown += 1,
                 id => assert_eq!(hops.get(id), Some((InterfaceId(0), mac))),
             }

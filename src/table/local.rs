@@ -6,9 +6,10 @@ use std::net::IpAddr;
 /// The director's own addresses: single ones, and whole prefixes (`ip route add local PREFIX dev lo`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalAddresses {
-    /// Asked for each new connection.
     hosts: HashSet<IpAddr, foldhash::fast::RandomState>,
     prefixes: Vec<(IpAddr, u8)>,
+    /// Bit n: a host has the number n of [`bucket`]. Asked for each new connection: most clients' addresses go no further.
+    some: [u64; 16],
 }
 
 impl LocalAddresses {
@@ -21,23 +22,30 @@ impl LocalAddresses {
         // In one order, so that equal ones compare so.
         prefixes.sort_unstable();
         prefixes.dedup();
-        LocalAddresses {
-            hosts: hosts.into_iter().collect(),
-            prefixes,
+        LocalAddresses::of(hosts.into_iter().collect(), prefixes)
+    }
+
+    fn of(hosts: HashSet<IpAddr, foldhash::fast::RandomState>, prefixes: Vec<(IpAddr, u8)>) -> LocalAddresses {
+        let mut some = [0; 16];
+        for host in &hosts {
+            let n = bucket(host);
+            some[n / 64] |= 1 << (n % 64);
         }
+        LocalAddresses { hosts, prefixes, some }
     }
 
     /// Whether it is one of them.
+    #[inline]
     pub fn contains(&self, address: &IpAddr) -> bool {
-        self.hosts.contains(address) || self.prefixes.iter().any(|prefix| within(*address, *prefix))
+        let n = bucket(address);
+        let may_be_host = self.some[n / 64] >> (n % 64) & 1 != 0;
+        may_be_host && self.hosts.contains(address) || self.prefixes.iter().any(|prefix| within(*address, *prefix))
     }
 
     /// The same and these.
     pub fn with(&self, more: &HashSet<IpAddr>) -> LocalAddresses {
-        LocalAddresses {
-            hosts: self.hosts.iter().chain(more).copied().collect(),
-            prefixes: self.prefixes.clone(),
-        }
+        let hosts = self.hosts.iter().chain(more).copied().collect();
+        LocalAddresses::of(hosts, self.prefixes.clone())
     }
 
     /// The prefixes, with their lengths in bits.
@@ -49,6 +57,16 @@ impl LocalAddresses {
     pub fn hosts(&self) -> impl Iterator<Item = IpAddr> {
         self.hosts.iter().copied()
     }
+}
+
+/// A number below 1024, of hosts side by side different ones.
+#[inline]
+fn bucket(address: &IpAddr) -> usize {
+    let bits = match address {
+        IpAddr::V4(v4) => v4.to_bits() as u64,
+        IpAddr::V6(v6) => v6.to_bits() as u64 ^ (v6.to_bits() >> 64) as u64,
+    };
+    (bits ^ bits >> 10 ^ bits >> 20) as usize % 1024
 }
 
 fn within(address: IpAddr, (network, length): (IpAddr, u8)) -> bool {

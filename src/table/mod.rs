@@ -12,11 +12,12 @@ pub mod sysctl;
 pub mod way;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::conn::{Connection, Kind};
+use crate::conn::{Connection, Kind, WorkerId};
 use crate::packet::{Family, FlowKey, Mac, Protocol};
 use crate::scheduler::{Candidate, Load, Peek, Schedule};
 use crate::service::{
@@ -217,19 +218,19 @@ impl Table {
     }
 
     /// Takes an entry that ended off its destination's numbers.
-    pub fn count_off(&self, gone: &Connection) {
-        count_off(&self.destinations, gone);
+    pub fn count_off(&self, by: WorkerId, gone: &Connection) {
+        count_off(&self.destinations, by, gone);
     }
 }
 
 /// Takes an entry that ended off its destination's numbers, `destinations` being [`Table::destinations`].
-pub fn count_off(destinations: &[Option<Arc<Destination>>], gone: &Connection) {
+pub fn count_off(destinations: &[Option<Arc<Destination>>], by: WorkerId, gone: &Connection) {
     let Some(Some(destination)) = destinations.get(gone.destination_id as usize) else {
         return;
     };
     let (upper, lower) = (destination.upper_threshold, destination.lower_threshold);
     match gone.kind {
-        Kind::Connection => destination.load.remove(gone.state.is_active(), upper, lower),
+        Kind::Connection => destination.load.remove(by.0, gone.state.is_active(), upper, lower),
         Kind::Template => destination.load.remove_template(upper, lower),
     }
 }
@@ -252,12 +253,24 @@ fn destination_words(flow: &FlowKey) -> [u64; 2] {
 }
 
 /// Protocol, address and port in a shape that compares and hashes in a few words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Endpoint {
     address: [u64; 2],
     port: u16,
     protocol: u8,
     family: Family,
+}
+
+impl Hash for Endpoint {
+    /// An IPv4 one in one step.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let rest = (self.port as u64) << 16 | (self.protocol as u64) << 8 | self.family as u64;
+        state.write_u128(self.address[0] as u128 | (rest as u128) << 64);
+        if self.address[1] != 0 {
+            state.write_u64(self.address[1]);
+        }
+    }
 }
 
 impl Endpoint {

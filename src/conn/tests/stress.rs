@@ -185,7 +185,7 @@ fn the_same_connection_is_inserted_once() {
 fn state_changes_and_ends_are_counted_once() {
     const CLIENTS: u32 = 2000;
     let table = ConnectionTable::anonymous(CLIENTS * 2, 2).unwrap();
-    let load = crate::scheduler::Load::default();
+    let load = crate::scheduler::Loads::new(2).make();
     let running = AtomicU32::new(2);
     std::thread::scope(|scope| {
         for worker in 0..2 {
@@ -208,18 +208,18 @@ fn state_changes_and_ends_are_counted_once() {
                     let key = if worker == 0 { flow } else { reply(&flow, &server) };
                     if let Some(hit) = lookup(table, &key) {
                         if let Some(change) = hit.entry.touch(hit.direction, flags, now, &timeouts) {
-                            change.count_on(load);
+                            change.count_on(load, id);
                         }
                         if n.is_multiple_of(50)
                             && let Some(gone) = table.remove(hit.entry)
                         {
-                            load.remove(gone.state.is_active(), 0, 0);
+                            load.remove(worker, gone.state.is_active(), 0, 0);
                         }
                     } else if worker == 0 {
                         let new = new(flow, server, Method::Masq);
-                        load.add(true, 0);
+                        load.add(worker, true, 0);
                         if table.insert(id, table.hash(&flow), &new, now, &mut none).is_err() {
-                            load.remove(true, 0, 0);
+                            load.remove(worker, true, 0, 0);
                         }
                     }
                     if n.is_multiple_of(64) {
@@ -234,7 +234,7 @@ fn state_changes_and_ends_are_counted_once() {
             while running.load(Ordering::Acquire) != 0 {
                 n += 1;
                 table.sweep(Tick(n / 100), 1000, &mut |gone| {
-                    load.remove(gone.state.is_active(), 0, 0)
+                    load.remove(9, gone.state.is_active(), 0, 0)
                 });
             }
         });
@@ -243,7 +243,7 @@ fn state_changes_and_ends_are_counted_once() {
     table.for_each(|c| by_state[c.state.is_active() as usize] += 1);
     assert_eq!([load.inactive(), load.active()], by_state);
     table.sweep(Tick(u32::MAX), usize::MAX, &mut |gone| {
-        load.remove(gone.state.is_active(), 0, 0)
+        load.remove(9, gone.state.is_active(), 0, 0)
     });
     assert_eq!((load.total(), table.used()), (0, 0));
 }
@@ -320,10 +320,7 @@ fn a_flood_by_several_workers_leaves_established_alone() {
     );
     let mut giving_way = 0;
     table.for_each(|c| giving_way += c.state.gives_way() as u64);
-    let counted: u64 = table
-        .chunks
-        .iter()
-        .map(|c| c.giving_way.load(Ordering::Relaxed) as u64)
-        .sum();
+    let chunks = 0..table.slots.chunks();
+    let counted: u64 = chunks.map(|n| table.chunks.get(n).giving_way() as u64).sum();
     assert_eq!((giving_way, counted), (inserted - replaced, inserted - replaced));
 }

@@ -258,8 +258,8 @@ fn least_connections_after_closing_six() {
     ] {
         let model = model(name, weights);
         for (candidate, (active, inactive)) in model.candidates.iter().rev().zip(loads) {
-            (0..active).for_each(|_| candidate.load.add(true, 0));
-            (0..inactive).for_each(|_| candidate.load.add(false, 0));
+            (0..active).for_each(|_| candidate.load.add(0, true, 0));
+            (0..inactive).for_each(|_| candidate.load.add(0, false, 0));
         }
         assert_eq!(open(&model, 6, Protocol::TCP), expected, "{name} {weights:?}");
     }
@@ -290,8 +290,8 @@ fn lc_takes_one_active_for_256_inactive() {
         let mut model = model("lc", [1, 1, 1]);
         model.remove("10.1.0.2");
         let [r3, r1] = &model.candidates[..] else { panic!() };
-        (0..inactive).for_each(|_| r3.load.add(false, 0));
-        r1.load.add(true, 0);
+        (0..inactive).for_each(|_| r3.load.add(0, false, 0));
+        r1.load.add(0, true, 0);
         let expected = if expected == "r2" { "r3" } else { expected };
         assert_eq!(open(&model, 1, Protocol::TCP), expected, "{inactive}");
     }
