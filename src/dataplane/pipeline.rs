@@ -197,11 +197,16 @@ impl Pipeline {
             looked.guess = reader.prefetch_entry(looked.hash);
         }
         if self.long_way_only {
-            // Nothing is steady, and without a guess the index is searched.
-            for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
-                looked.look_closer(&received.frame, connections);
-                looked.guess = Guess::NONE;
-            }
+            self.look_closer_at_all(batch);
+        }
+    }
+
+    /// Nothing is steady, and without a guess the index is searched.
+    #[cold]
+    fn look_closer_at_all<F: Frame>(&mut self, batch: &[Received<F>]) {
+        for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
+            looked.look_closer(&received.frame, &self.connections);
+            looked.guess = Guess::NONE;
         }
     }
 
