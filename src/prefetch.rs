@@ -22,7 +22,7 @@ pub fn to_read<T>(lines: &[T], number: usize) {
 pub fn to_write<T>(lines: &[T], number: usize) {
     let line = lines.as_ptr().wrapping_add(number);
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: as above. An x86-64 processor without PREFETCHW does nothing.
+    // SAFETY: as above. PREFETCHW is part of AMD's x86-64, and does nothing on Intel's of before 2014.
     unsafe {
         core::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
     }

@@ -1,8 +1,8 @@
 //! Saving the running rules on a thread of its own, so that a slow disk does not hold up the control thread.
 //!
 //! A caller is answered when its change is on the disk. Changes that come while one is being written are written
-//! together. All rules are written at start, at the end, and when the journal of changes has grown long: then after the
-//! caller was answered.
+//! together. All rules are written at start, at the end, for many commands at once, and when the journal of changes has grown
+//! long: then after the caller was answered.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};

@@ -102,7 +102,8 @@ impl State {
         self.services.get(self.index.get(key)?)
     }
 
-    /// The services that `other` does not have exactly so: all else was not touched in between. Looks at no other.
+    /// The services that `other` does not have exactly so: all else was not touched in between. Compares numbers and
+    /// pointers only.
     pub fn services_changed<'a>(&'a self, other: &'a State) -> impl Iterator<Item = &'a Arc<ServiceEntry>> {
         let is_shared = |incarnation: &u64, entry| {
             let there = other.services.get(incarnation);

@@ -12,7 +12,7 @@
 //! half. A change is a line of the journal; when that has grown too long, or could not be written, rules.json is written
 //! anew and the journal removed, in this order: each knows by generation and fingerprint which belong together, and a
 //! journal of an older rules.json holds nothing that is not in the newer one. A daemon that ends on purpose leaves
-//! rules.json alone.
+//! one file, rules.json, and no journal.
 //!
 //! A file that cannot be understood is put aside, never written over; a journal not before rules.json has what counts of
 //! it.
@@ -197,6 +197,8 @@ impl Store {
             Err(error) => return Err(self.system("cannot open", FILE, error)),
         };
         let contents = self.read_journal()?;
+        // Also beyond a journal that is left out: it must never belong to what is written next.
+        self.generation = contents.base.map_or(0, |base| base.generation);
         let Some(file) = file else {
             return Ok(
                 match self.leave_out(&contents, "there is no rules.json that it continues") {
@@ -207,7 +209,7 @@ impl Store {
         };
         match read(file) {
             Ok((saved, base)) => {
-                self.generation = base.generation;
+                self.generation = self.generation.max(base.generation);
                 Ok(self.replay(saved, base, contents))
             }
             Err(reason) => {

@@ -52,7 +52,7 @@ mod tests {
     /// are known.
     #[test]
     fn first_in_first_out() {
-        let table = ConnectionTable::anonymous(100, 1).expect("memory");
+        let table = ConnectionTable::anonymous(1 << 18, 1).expect("memory");
         let reply = |client: u32| {
             let replies = FlowKey::v4(Protocol::TCP, 0xac10_0001, client, 8080 << 16 | 1024);
             table.hash(&replies)

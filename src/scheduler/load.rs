@@ -2,7 +2,7 @@
 
 use std::ops::Add;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Live numbers of one destination, shared by all workers. They outlast the table: a destination that is removed
 /// and added again while connections live finds its counts again.
@@ -232,12 +232,21 @@ impl Load {
     }
 
     fn check_upper(&self, upper: u32) {
-        if upper != 0 && self.total() >= upper {
+        if upper == 0 {
+            return;
+        }
+        // Of two workers that count at once, one sees both.
+        fence(Ordering::SeqCst);
+        if self.total() >= upper {
             self.overloaded.store(true, Ordering::Relaxed);
         }
     }
 
     fn check_lower(&self, upper: u32, lower: u32) {
+        if upper | lower != 0 {
+            // As above.
+            fence(Ordering::SeqCst);
+        }
         if !self.is_overloaded() {
             return;
         }

@@ -135,7 +135,8 @@ impl Best {
     fn among(mut self, servers: &[Server], cost: impl Fn(&Server) -> u64, weight: &impl Fn(&Server) -> u64) -> Best {
         for server in servers {
             let (cost, weight) = (cost(server), weight(server));
-            // a / b > c / d as a * d > c * b, without fractions. 41 and 31 bits: at 2^33 connections it would overflow.
+            // a / b > c / d as a * d > c * b, without fractions. As in the kernel, weights near
+            // 2^31 overflow from 2^25 connections on.
             if self.cost * weight > cost * self.weight && !server.load.is_overloaded() {
                 let index = Some(server.index as usize);
                 self = Best { index, cost, weight };

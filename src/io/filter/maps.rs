@@ -116,7 +116,8 @@ impl FilterMaps {
         if self.rules.contains(&rule) {
             return Ok(());
         }
-        // The port before the address: nothing matches before both are there.
+        // The port before the address: by the long text nothing matches before both are there; the straight way of XDP asks for
+        // the port alone.
         if let Some((map, key)) = self.endpoint(rule) {
             map.insert(&key, &[1]).map_err(|e| full(e, rule))?;
         }

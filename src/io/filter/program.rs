@@ -1,7 +1,7 @@
 //! The text of the packet filter: which frames are ours, and which the kernel's.
 //!
-//! One text in three [`Flavour`]s, which differ only in how they read the frame and in what they return. It is
-//! constant: what it looks for stands in maps.
+//! One text in three [`Flavour`]s, which differ in how they read the frame and in what they return; XDP has a straight way
+//! through it besides (`straight`). It is constant: what it looks for stands in maps.
 //!
 //! ```text
 //!  not IPv4/IPv6, VLAN tag, runt ──────────────────────────────────────────────► pass

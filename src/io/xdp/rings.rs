@@ -122,6 +122,7 @@ impl FrameMemory for Umem {
 /// Asks for huge pages under memory that is still untouched: each frame is in a page of its own, and of small pages there are
 /// more than the processor remembers.
 fn advise_huge_pages(memory: &mut Umem, chunks: u32) {
+    // The lowest one: nothing was taken yet.
     let Some(first) = FrameMemory::allocate(memory) else {
         return;
     };

@@ -74,7 +74,9 @@ impl Text<'_> {
         self.a.store_imm(Width::B4, R10, key + KEY_ADDRESS + 4, 0);
         self.a.store_imm(Width::B8, R10, key + KEY_ADDRESS + 8, 0);
         self.a.load(Width::B2, R1, R7, port);
-        self.a.alu_imm(Operation::ShiftLeft, R1, PORT_SHIFT);
+        if PORT_SHIFT != 0 {
+            self.a.alu_imm(Operation::ShiftLeft, R1, PORT_SHIFT);
+        }
         self.a.alu(Operation::Add, R1, R9);
         self.a.store(Width::B4, R10, key + KEY_PORT, R1);
         self.look_up(map, key);
