@@ -13,6 +13,8 @@ use crate::rows::Setup;
 
 const SERVICES: u16 = 1000;
 const SERVERS: usize = 10;
+/// Weights changed one by one in each run.
+const EDITS: usize = 5;
 
 /// `idle`: services and no packets.
 pub fn idle(setup: &Setup) -> Result<Row, Error> {
@@ -60,12 +62,14 @@ pub fn rules(setup: &Setup) -> Result<Row, Error> {
         restore.stdin(stdin);
         all.push(milliseconds(&mut restore)?);
         let service = format!("{VIP}:{}", port(SERVICES / 2));
-        let weight = (n + 2).to_string();
         let server = format!("{}:80", server_address(SERVERS / 2));
-        let edit = ["ipvsadm", "-e", "-t", &service, "-r", &server, "-m", "-w", &weight];
-        one.push(milliseconds(&mut rig.uvs()?.command(&edit))?);
-        // What a process costs that asks nobody.
-        start.push(milliseconds(&mut rig.uvs()?.command(&["--version"]))?);
+        for edit in 0..EDITS {
+            let weight = (2 + n * EDITS + edit).to_string();
+            let edit = ["ipvsadm", "-e", "-t", &service, "-r", &server, "-m", "-w", &weight];
+            one.push(milliseconds(&mut rig.uvs()?.command(&edit))?);
+            // What a process costs that asks nobody.
+            start.push(milliseconds(&mut rig.uvs()?.command(&["--version"]))?);
+        }
     }
     let listed = rig
         .uvs()?
