@@ -83,36 +83,41 @@ impl<D: Driver> Round<'_, D> {
     /// Any frame.
     #[inline(never)]
     fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
-        let verdict = match &looked.finding {
-            Finding::Steady(steady) => {
-                let parsed = steady.parsed(frame.bytes());
-                self.one_of_flow(&mut frame, interface, &parsed, looked)
-            }
-            Finding::Other(Ok(Packet::Flow(parsed))) => self.one_of_flow(&mut frame, interface, parsed, looked),
-            Finding::Other(Ok(Packet::Fragment(fragment))) => {
-                return self.fragment(frame, interface, fragment, fragments);
-            }
-            Finding::Other(Ok(Packet::IcmpError(parsed))) => self.related(&mut frame, interface, parsed),
-            Finding::Other(Ok(Packet::Secured(parsed))) => self.secured(&mut frame, interface, parsed),
-            Finding::Other(Ok(Packet::Other)) => Verdict::HandBack,
-            Finding::Other(Err(reason)) => Verdict::Drop(*reason),
+        let parsed = match &looked.finding {
+            Finding::Steady(steady) => &steady.parsed(frame.bytes()),
+            Finding::Other(Ok(Packet::Flow(parsed))) => parsed,
+            Finding::Other(other) => return self.of_no_flow(frame, interface, other, fragments),
         };
-        self.settle(frame, verdict);
+        match self.flow(&mut frame, interface, parsed, looked.hash, looked.guess) {
+            Verdict::Transmit(exit) => self.transmit(frame, exit),
+            Verdict::HandBack => {
+                make_fit_for_stack(&mut frame, parsed);
+                self.settle(frame, Verdict::HandBack);
+            }
+            verdict => self.settle(frame, verdict),
+        }
     }
 
+    /// A frame without ports.
     #[inline(never)]
-    fn one_of_flow(
+    fn of_no_flow(
         &mut self,
-        frame: &mut D::Frame,
+        mut frame: D::Frame,
         interface: InterfaceId,
-        parsed: &Parsed,
-        looked: &Looked,
-    ) -> Verdict {
-        let verdict = self.flow(frame, interface, parsed, looked.hash, looked.guess);
-        if verdict == Verdict::HandBack {
-            make_fit_for_stack(frame, parsed);
-        }
-        verdict
+        finding: &Result<Packet, DropReason>,
+        fragments: &mut Reassembly,
+    ) {
+        let verdict = match finding {
+            Ok(Packet::Fragment(fragment)) => {
+                return self.fragment(frame, interface, fragment, fragments);
+            }
+            Ok(Packet::IcmpError(parsed)) => self.related(&mut frame, interface, parsed),
+            Ok(Packet::Secured(parsed)) => self.secured(&mut frame, interface, parsed),
+            // A flow takes the way that all flows take.
+            Ok(Packet::Flow(_) | Packet::Other) => Verdict::HandBack,
+            Err(reason) => Verdict::Drop(*reason),
+        };
+        self.settle(frame, verdict);
     }
 
     /// Carries a verdict out and counts it.
