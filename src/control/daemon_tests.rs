@@ -13,7 +13,7 @@ use super::super::config;
 use super::super::outside::{FindConnections, ListConnections};
 use super::super::registry::Routes;
 use super::super::server::Server;
-use super::super::store::{Found, Store};
+use super::super::store::{Found, Store, found_at_a_start};
 use super::*;
 use crate::dataplane::counters::FrameCounts;
 use crate::io::filter::Rule;
@@ -553,18 +553,7 @@ fn a_client_through_the_socket() {
     let mut control = control.with_saver(Saver::start(store).unwrap());
 
     let state_dir = folder.path().to_owned();
-    // What a daemon would find that started now.
-    let saved = move || {
-        let copy = tempfile::tempdir().unwrap();
-        for name in ["rules.json", "rules.journal"] {
-            let (from, to) = (state_dir.join(name), copy.path().join(name));
-            assert!(std::fs::copy(&from, to).is_ok() || !from.exists());
-        }
-        match Store::open(copy.path(), Duration::ZERO).unwrap().load().unwrap() {
-            Found::Saved { saved, remark: None } => saved.state,
-            other => panic!("{other:?}"),
-        }
-    };
+    let saved = move || found_at_a_start(&state_dir).state;
     let client = std::thread::spawn(move || {
         let mut client = Client::new(socket);
         let mut ask = |request| client.call(&request).unwrap_or_else(|error| panic!("{error}"));

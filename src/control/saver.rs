@@ -119,29 +119,15 @@ fn save_all(store: &mut Store, saved: &Saved) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
-    use super::super::store::Found;
+    use super::super::store::found_at_a_start;
     use super::*;
 
     fn saved(config: u64) -> Saved {
         Saved {
             config: Some(config),
             ..Saved::default()
-        }
-    }
-
-    /// What a daemon would find that started now.
-    fn found(folder: &Path) -> Option<u64> {
-        let copy = tempfile::tempdir().unwrap();
-        for name in ["rules.json", "rules.journal"] {
-            let (from, to) = (folder.join(name), copy.path().join(name));
-            assert!(std::fs::copy(&from, to).is_ok() || !from.exists());
-        }
-        match Store::open(copy.path(), Duration::ZERO).unwrap().load().unwrap() {
-            Found::Saved { saved, remark: None } => saved.config,
-            other => panic!("{other:?}"),
         }
     }
 
@@ -155,7 +141,7 @@ mod tests {
             let (done, path) = (done.clone(), folder.path().to_owned());
             saver.save(saved(n), vec![], move |failure| {
                 assert_eq!(failure, None);
-                done.send((n, found(&path))).unwrap();
+                done.send((n, found_at_a_start(&path).config)).unwrap();
             });
         }
         drop(saver);
@@ -167,7 +153,7 @@ mod tests {
         for (n, found) in answers {
             assert!(found >= Some(n), "{n} was answered before it was saved");
         }
-        assert_eq!(found(folder.path()), Some(49));
+        assert_eq!(found_at_a_start(folder.path()).config, Some(49));
     }
 
     /// Goal: whoever looks at rules.json of a daemon that has ended sees the rules, and a long journal does not stay.
@@ -196,7 +182,7 @@ mod tests {
         assert!(std::fs::metadata(&journal).unwrap().len() < 1 << 20);
         drop(saver);
         assert!(!journal.exists());
-        assert_eq!(found(folder.path()), Some(3));
+        assert_eq!(found_at_a_start(folder.path()).config, Some(3));
     }
 
     #[test]

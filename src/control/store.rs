@@ -486,6 +486,21 @@ fn apply(saved: Saved, changes: &[Change]) -> (Saved, usize, Option<CommandError
     (saved, count, applied.results.into_iter().nth(at).flatten())
 }
 
+/// For tests: what a daemon would find that started now. Looks at a copy, as the directory is in use.
+#[cfg(test)]
+pub fn found_at_a_start(directory: &Path) -> Saved {
+    let copy = tempfile::tempdir().expect("a folder");
+    for name in [FILE, JOURNAL] {
+        let (from, to) = (directory.join(name), copy.path().join(name));
+        assert!(fs::copy(&from, to).is_ok() || !from.exists(), "{name} cannot be copied");
+    }
+    let store = Store::open(copy.path(), Duration::ZERO).and_then(|mut store| store.load());
+    match store {
+        Ok(Found::Saved { saved, remark: None }) => saved,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[cfg(test)]
 #[path = "store_tests.rs"]
 mod tests;
