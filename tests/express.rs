@@ -4,7 +4,7 @@
 #[path = "support/memory_director.rs"]
 mod memory_director;
 
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
 use uvs::packet::parse::{Packet, parse};
 use uvs::packet::{ChecksumOffload, Offload, TcpFlags, checksum};
@@ -12,7 +12,10 @@ use uvs::packet::{ChecksumOffload, Offload, TcpFlags, checksum};
 const RULES: &str =
     "-A -t 10.200.1.1:80 -s rr; -a -t 10.200.1.1:80 -r 172.16.0.11:8080 -m; -a -t 10.200.1.1:80 -r 172.16.0.12:80 -m;
 -A -t 10.200.1.1:81 -s rr; -a -t 10.200.1.1:81 -r 172.16.0.11:81 -g; -a -t 10.200.1.1:81 -r 172.16.0.12:81 -g;
--A -t 10.200.1.1:82 -s rr; -a -t 10.200.1.1:82 -r 172.16.0.11:82 -i; -a -t 10.200.1.1:82 -r 172.16.0.12:82 -i";
+-A -t 10.200.1.1:82 -s rr; -a -t 10.200.1.1:82 -r 172.16.0.11:82 -i; -a -t 10.200.1.1:82 -r 172.16.0.12:82 -i;
+-A -u 10.200.1.1:80 -s rr; -a -u 10.200.1.1:80 -r 172.16.0.11:8080 -m; -a -u 10.200.1.1:80 -r 172.16.0.12:80 -m;
+-A -u 10.200.1.1:81 -s rr -o; -a -u 10.200.1.1:81 -r 172.16.0.11:81 -g; -a -u 10.200.1.1:81 -r 172.16.0.12:81 -g;
+-A -u 10.200.1.1:82 -s rr; -a -u 10.200.1.1:82 -r 172.16.0.11:82 -i; -a -u 10.200.1.1:82 -r 172.16.0.12:82 -g";
 const STEPS: usize = 30_000;
 const CLIENTS: usize = 8;
 
@@ -26,7 +29,7 @@ fn both_ways_are_one() {
     }
     // What each NAT client's packet became, to be answered.
     let mut translated: Vec<Option<Vec<u8>>> = vec![None; CLIENTS];
-    let mut plain = 0;
+    let (mut plain, mut datagrams) = (0, 0);
     for step in 0..STEPS {
         if random.one_in(500) {
             let (name, value) = random.of(&[
@@ -64,11 +67,13 @@ fn both_ways_are_one() {
             same,
             "step {step}, {} bytes from {interface:?}: {:02x?}\nleft {:?}\nand {:?}",
             bytes.len(),
-            &bytes[..54],
+            &bytes[..54.min(bytes.len())],
             short.counts(),
             long.counts()
         );
-        plain += (flags_of(&bytes) == TcpFlags::ACK && a.sent.len() == 1) as usize;
+        let sent = a.sent.len() == 1;
+        datagrams += (is_udp(&bytes) && sent) as usize;
+        plain += (!is_udp(&bytes) && flags_of(&bytes) == TcpFlags::ACK && sent) as usize;
         if interface == CLIENT_SIDE && destination_port(&bytes) == 80 {
             let forwarded = a.sent.into_iter().find(|(interface, _)| *interface == SERVER_SIDE);
             translated[client] = forwarded.map(|(_, bytes)| bytes).or(translated[client].take());
@@ -84,7 +89,8 @@ fn both_ways_are_one() {
     assert_eq!(short.counts(), long.counts());
     assert_eq!(short.destinations(), long.destinations());
     assert_eq!(short.connections(), long.connections());
-    assert!(plain > STEPS / 4, "{plain} plain acknowledgements were forwarded");
+    assert!(plain > STEPS / 6, "{plain} plain acknowledgements were forwarded");
+    assert!(datagrams > STEPS / 6, "{datagrams} datagrams were forwarded");
     assert!(short.connections().len() > CLIENTS);
 }
 
@@ -93,11 +99,13 @@ fn ask(random: &mut Random, client: usize) -> Vec<u8> {
     let mac = random.of(&[0xc0, 0xc0, 0xc0, 0xc1]);
     let address = [10, 0, 0, 10 + client as u8];
     let ports = (20_000 + client as u16, random.of(&[80, 80, 81, 82, 82]));
+    let udp = random.one_in(3);
     packet(
         random,
         ([2, 0, 0, 0, 0, mac], [2, 0, 0, 0, 0, 0xd0]),
         (address, [10, 200, 1, 1]),
         ports,
+        udp,
     )
 }
 
@@ -106,14 +114,44 @@ fn answer(random: &mut Random, seen: &[u8]) -> Vec<u8> {
     let address = |at: usize| [seen[at], seen[at + 1], seen[at + 2], seen[at + 3]];
     let port = |at: usize| u16::from_be_bytes([seen[at], seen[at + 1]]);
     let macs = ([2, 0, 0, 0, 0, 0xa1], [2, 0, 0, 0, 0, 0xd1]);
-    packet(random, macs, (address(30), address(26)), (port(36), port(34)))
+    let ports = (port(36), port(34));
+    packet(random, macs, (address(30), address(26)), ports, is_udp(seen))
 }
 
-fn packet(random: &mut Random, macs: ([u8; 6], [u8; 6]), addresses: ([u8; 4], [u8; 4]), ports: (u16, u16)) -> Vec<u8> {
+fn packet(
+    random: &mut Random,
+    macs: ([u8; 6], [u8; 6]),
+    addresses: ([u8; 4], [u8; 4]),
+    ports: (u16, u16),
+    udp: bool,
+) -> Vec<u8> {
     let ttl = random.of(&[64, 64, 64, 64, 2, 1]);
-    let payload = vec![0x5a; random.of(&[0, 0, 0, 5, 700, 1440, 1460, 1461])];
+    let payload = vec![0x5a; random.of(&[0, 0, 0, 5, 11, 12, 700, 1440, 1460, 1461, 1472, 1473])];
     let flags = random.of(&["S", "A", "A", "A", "A", "A", "PA", "PA", "FA", "R", "AU", ""]);
     let ip = PacketBuilder::ethernet2(macs.0, macs.1).ipv4(addresses.0, addresses.1, ttl);
+    let mut bytes = Vec::new();
+    if udp {
+        let udp = ip.udp(ports.0, ports.1);
+        udp.write(&mut bytes, &payload).expect("a vector takes everything");
+    } else {
+        write_tcp(random, ip, ports, flags, &payload, &mut bytes);
+    }
+    bytes[15] = random.of(&[0, 0, 3, 0xb8]);
+    bytes[20] = random.of(&[0x40, 0x40, 0]);
+    bytes[24..26].fill(0);
+    let header = checksum::of(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&header.to_be_bytes());
+    bytes
+}
+
+fn write_tcp(
+    random: &mut Random,
+    ip: PacketBuilderStep<IpHeaders>,
+    ports: (u16, u16),
+    flags: &str,
+    payload: &[u8],
+    bytes: &mut Vec<u8>,
+) {
     let mut tcp = ip.tcp(ports.0, ports.1, random.next() as u32, 0xfaf0);
     for flag in flags.chars() {
         tcp = match flag {
@@ -125,14 +163,7 @@ fn packet(random: &mut Random, macs: ([u8; 6], [u8; 6]), addresses: ([u8; 4], [u
             _ => tcp.urg(1),
         };
     }
-    let mut bytes = Vec::new();
-    tcp.write(&mut bytes, &payload).expect("a vector takes everything");
-    bytes[15] = random.of(&[0, 0, 3, 0xb8]);
-    bytes[20] = random.of(&[0x40, 0x40, 0]);
-    bytes[24..26].fill(0);
-    let header = checksum::of(&bytes[14..34]);
-    bytes[24..26].copy_from_slice(&header.to_be_bytes());
-    bytes
+    tcp.write(bytes, payload).expect("a vector takes everything");
 }
 
 /// What wires, cards and local stacks do to frames.
@@ -141,24 +172,33 @@ fn disturb(random: &mut Random, bytes: &mut Vec<u8>) -> Offload {
     let Ok(Packet::Flow(parsed)) = parse(bytes, offload) else {
         panic!("not a flow: {bytes:02x?}");
     };
-    match random.below(8) {
+    let offset = if is_udp(bytes) { 6 } else { 16 };
+    let field = 34 + offset..36 + offset;
+    match random.below(9) {
         0 => {
             let pseudo = checksum::fold(checksum::pseudo_header(&parsed.flow, parsed.end - 34));
-            bytes[50..52].copy_from_slice(&pseudo.to_be_bytes());
+            bytes[field].copy_from_slice(&pseudo.to_be_bytes());
             if random.one_in(2) {
-                offload.checksum = ChecksumOffload::Unfinished { start: 34, offset: 16 };
+                let offset = offset as u16;
+                offload.checksum = ChecksumOffload::Unfinished { start: 34, offset };
             }
         }
-        1 => bytes[50] ^= 1,
-        2 => bytes[50..52].fill(random.of(&[0, 0xff])),
+        1 => bytes[field.start] ^= 1,
+        2 => bytes[field].fill(random.of(&[0, 0xff])),
         3 => offload.checksum = ChecksumOffload::Finished,
         4 => bytes[24] ^= random.of(&[0, 0, 1]),
+        // Of UDP a length that leaves something behind the datagram; of TCP a sequence number.
+        5 => bytes[39] ^= random.of(&[0, 1, 2]),
         _ => {}
     }
     if bytes.len() < 60 && !random.one_in(3) {
         bytes.resize(60, 0);
     }
     offload
+}
+
+fn is_udp(bytes: &[u8]) -> bool {
+    bytes[23] == 17
 }
 
 fn flags_of(bytes: &[u8]) -> u8 {

@@ -150,14 +150,15 @@ impl Control {
         self.0 & Control::KEY_MASK == key_bits
     }
 
-    /// A connection of an IPv4 client, TCP and established, and not helped: in one comparison.
+    /// A connection of an IPv4 client, of that protocol, in its [steady](State::steady) state, and not helped: in one
+    /// comparison, if the protocol is a constant.
     #[inline(always)]
-    pub fn is_established_tcp_v4(self) -> bool {
+    pub fn is_steady_v4(self, protocol: Protocol) -> bool {
         const MASK: u64 = Control::KEY_MASK | 0xff << STATE_SHIFT | HELPED;
-        const WANTED: u64 = Kind::Connection as u64
-            | (Protocol::TCP.0 as u64) << PROTOCOL_SHIFT
-            | (State::Established as u64) << STATE_SHIFT;
-        self.0 & MASK == WANTED
+        let wanted = Kind::Connection as u64
+            | (protocol.0 as u64) << PROTOCOL_SHIFT
+            | (State::steady(protocol) as u64) << STATE_SHIFT;
+        self.0 & MASK == wanted
     }
 
     #[inline]

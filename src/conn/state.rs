@@ -123,6 +123,15 @@ impl State {
             || matches!(self, State::SctpRejected | State::SctpClosed)
     }
 
+    /// The state in which a connection of this protocol is for most of its packets, which leave it there.
+    #[inline(always)]
+    pub const fn steady(protocol: Protocol) -> State {
+        match protocol {
+            Protocol::UDP => State::Udp,
+            _ => State::Established,
+        }
+    }
+
     /// A connection of this protocol can be in this state.
     pub fn is_of(self, protocol: Protocol) -> bool {
         match protocol {

@@ -7,7 +7,7 @@ use super::entry::{EntryRef, Hit};
 use super::index::{Bucket, Guess, Hash, Index};
 use super::layout::{ADDRESSES, CONTROL, Control, Direction, PORTS};
 use super::table::ConnectionTable;
-use crate::packet::steady::Steady;
+use crate::packet::steady::{Steady, Transport};
 use crate::prefetch;
 
 /// A table as it is read for every packet of a batch: where things are is looked up once.
@@ -40,10 +40,10 @@ impl<'t> Reader<'t> {
         guess
     }
 
-    /// As [`confirm`](ConnectionTable::confirm), for a packet whose flags leave an established connection established. `None`
-    /// of any other entry.
+    /// As [`confirm`](ConnectionTable::confirm), for a packet whose flags leave the usual state of its protocol as it is.
+    /// `None` of any other entry.
     #[inline(always)]
-    pub fn confirm_steady(&self, guess: Guess, key: &Steady) -> Option<Hit<'t>> {
+    pub fn confirm_steady<T: Transport>(&self, guess: Guess, key: &Steady<T>) -> Option<Hit<'t>> {
         let slot = self.slots.get(guess.slot() as usize)?;
         let word = |n: usize| slot.words[n].load(Ordering::Relaxed);
         let seen = Control(word(CONTROL));
@@ -52,8 +52,9 @@ impl<'t> Reader<'t> {
             Direction::Forward => (word(PORTS) >> 32) as u32,
             Direction::Reply => word(PORTS) as u32,
         };
-        let fits =
-            seen.is_established_tcp_v4() && ports == key.ports && word(ADDRESSES + direction as usize) == key.addresses;
+        let fits = seen.is_steady_v4(T::PROTOCOL)
+            && ports == key.ports
+            && word(ADDRESSES + direction as usize) == key.addresses;
         fits.then_some(Hit {
             entry: EntryRef {
                 table: self.table,
@@ -69,6 +70,7 @@ impl<'t> Reader<'t> {
 mod tests {
     use super::*;
     use crate::conn::{Kind, State, Tick};
+    use crate::packet::steady::{Tcp, Udp};
     use crate::packet::{Family, Protocol, TcpFlags};
     use crate::service::Method;
 
@@ -76,26 +78,33 @@ mod tests {
     /// machine.
     #[test]
     fn steady_packets_change_no_state() {
-        let mut steady = 0;
+        let steady = [steady_states::<Tcp>(), steady_states::<Udp>()];
+        assert_eq!(steady, [[State::Established], [State::Udp]]);
+    }
+
+    fn steady_states<T: Transport>() -> Vec<State> {
+        let mut steady = Vec::new();
         for kind in [Kind::Connection, Kind::Template] {
             for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
                 for family in [Family::V4, Family::V6] {
                     for state in State::ALL.iter().copied() {
                         let control = Control::new(kind, family, family, protocol, Method::Masq, state, Tick(77));
-                        if control.is_established_tcp_v4() {
-                            steady += 1;
-                            assert_eq!((kind, protocol, family), (Kind::Connection, Protocol::TCP, Family::V4));
-                            for flags in (0..=255).map(TcpFlags).filter(|flags| flags.is_plain()) {
+                        if control.is_steady_v4(T::PROTOCOL) {
+                            steady.push(state);
+                            assert_eq!((kind, protocol, family), (Kind::Connection, T::PROTOCOL, Family::V4));
+                            let plain = |flags: &TcpFlags| flags.is_plain() || *flags == T::PLAIN;
+                            for flags in (0..=255).map(TcpFlags).filter(plain) {
                                 for direction in [Direction::Forward, Direction::Reply] {
                                     assert_eq!(state.next(protocol, control.method(), direction, flags), state);
                                 }
                             }
                         }
-                        assert!(!control.retired().is_established_tcp_v4());
+                        assert!(!control.retired().is_steady_v4(T::PROTOCOL));
+                        assert!(!control.helped().is_steady_v4(T::PROTOCOL));
                     }
                 }
             }
         }
-        assert_eq!(steady, 1);
+        steady
     }
 }

@@ -1,17 +1,16 @@
-//! The short way of most packets: of an established TCP connection over IPv4, with nothing left to decide.
+//! The short way of most packets: of UDP and of an established TCP connection, over IPv4, with nothing left to decide.
 //!
 //! The long way (`flow`) does the same to such a packet, byte by byte and count by count, in twice the instructions; a
 //! test compares the two. All checks come before anything is written: a packet that fails one takes the long way from its
 //! start.
 
 use super::driver::Driver;
-use super::pipeline::{Finding, Looked};
 use super::round::Round;
-use crate::conn::{Direction, EntryRef, Hit};
+use crate::conn::{Direction, EntryRef, Guess, Hit, State};
 use crate::forward::tunnel;
 use crate::packet::rewrite::{Endpoint, Link, Side};
-use crate::packet::steady::{self, Headers, Steady};
-use crate::packet::{ETHERNET_HEADER_LEN, Frame, Parsed, TcpFlags};
+use crate::packet::steady::{self, Headers, Steady, Tcp, Transport, Udp};
+use crate::packet::{ETHERNET_HEADER_LEN, Frame, Parsed, Protocol};
 use crate::service::Method;
 use crate::table::{Counters, Destination, DestinationId, HopId, InterfaceId};
 
@@ -19,16 +18,14 @@ impl<D: Driver> Round<'_, D> {
     /// `Some`: the frame is rewritten and counted as traffic, and leaves there. `None`: nothing has happened to it, but that
     /// its Ethernet padding may be off.
     #[inline(always)]
-    pub(super) fn express(
+    pub(super) fn express<T: Transport>(
         &mut self,
         frame: &mut D::Frame,
         interface: InterfaceId,
-        looked: &Looked,
+        guess: Guess,
+        packet: &Steady<T>,
     ) -> Option<InterfaceId> {
-        let Finding::Steady(packet) = &looked.finding else {
-            return None;
-        };
-        let hit = self.reader.confirm_steady(looked.guess, packet)?;
+        let hit = self.reader.confirm_steady(guess, packet)?;
         let destination = self.table.destination(DestinationId(hit.entry.destination_id()))?;
         match hit.direction {
             Direction::Forward => self.express_inbound(frame, interface, packet, hit, destination),
@@ -37,11 +34,11 @@ impl<D: Driver> Round<'_, D> {
     }
 
     #[inline(always)]
-    fn express_inbound(
+    fn express_inbound<T: Transport>(
         &mut self,
         frame: &mut D::Frame,
         interface: InterfaceId,
-        packet: &Steady,
+        packet: &Steady<T>,
         hit: Hit<'_>,
         destination: &Destination,
     ) -> Option<InterfaceId> {
@@ -58,7 +55,7 @@ impl<D: Driver> Round<'_, D> {
                 self.note_link(hit.entry, interface, headers.ethernet());
                 self.count_steady(packet, hit, destination);
                 let to = Endpoint::v4(hit.entry.destination_v4(), hit.entry.destination_port());
-                headers.translate(Side::Destination, to);
+                headers.translate::<T>(Side::Destination, to);
                 headers.set_link(&way.link);
             }
             Method::Tunnel => {
@@ -72,35 +69,39 @@ impl<D: Driver> Round<'_, D> {
     }
 
     #[inline(always)]
-    fn express_outbound(
+    fn express_outbound<T: Transport>(
         &mut self,
         frame: &mut D::Frame,
-        packet: &Steady,
+        packet: &Steady<T>,
         hit: Hit<'_>,
         destination: &Destination,
     ) -> Option<InterfaceId> {
         let hop = self.client_hop(&hit.entry)?;
         let mut headers = admit(frame, packet.ip_len, hop.mtu as u32)?;
-        self.keep(hit, destination);
+        self.keep::<T>(hit, destination);
         self.counters_of(destination).count_out(packet.ip_len as u64);
         let from = Endpoint::v4(hit.entry.virtual_v4(), hit.entry.virtual_port());
-        headers.translate(Side::Source, from);
+        headers.translate::<T>(Side::Source, from);
         headers.set_link(&Link::new(hop.source, hop.destination));
         Some(hop.interface)
     }
 
     /// A client's packet is sent on.
     #[inline(always)]
-    fn count_steady(&self, packet: &Steady, hit: Hit<'_>, destination: &Destination) {
-        self.keep(hit, destination);
+    fn count_steady<T: Transport>(&self, packet: &Steady<T>, hit: Hit<'_>, destination: &Destination) {
+        self.keep::<T>(hit, destination);
         self.counters_of(destination).count_in(packet.ip_len as u64);
     }
 
     /// The connection lives on.
     #[inline(always)]
-    fn keep(&self, hit: Hit<'_>, destination: &Destination) {
-        if hit.is_due(self.established_until)
-            && let Some(change) = hit.touch(TcpFlags(TcpFlags::ACK), self.now, self.timeouts)
+    fn keep<T: Transport>(&self, hit: Hit<'_>, destination: &Destination) {
+        let until = match T::PROTOCOL {
+            Protocol::TCP => self.established_until,
+            protocol => self.now.after(self.timeouts.ticks(State::steady(protocol))),
+        };
+        if hit.is_due(until)
+            && let Some(change) = hit.touch(T::PLAIN, self.now, self.timeouts)
         {
             change.count_on(&destination.load, self.worker);
         }
@@ -128,7 +129,10 @@ impl<D: Driver> Round<'_, D> {
         }
         let mut headers = admit(frame, parsed.ip_len(), way.len_max)?;
         match method {
-            Method::Masq => headers.translate(Side::Destination, endpoint()),
+            Method::Masq if parsed.flow.protocol == Protocol::UDP => {
+                headers.translate::<Udp>(Side::Destination, endpoint());
+            }
+            Method::Masq => headers.translate::<Tcp>(Side::Destination, endpoint()),
             _ => headers.decrement_ttl(),
         }
         headers.set_link(&way.link);

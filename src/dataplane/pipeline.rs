@@ -20,7 +20,7 @@ use crate::conn::{ConnectionTable, Guess, Hash, State, Tick, TimeoutTable, Worke
 use crate::forward::Identifications;
 use crate::forward::fragment::Reassembly;
 use crate::packet::parse::{Packet, parse};
-use crate::packet::steady::{self, Steady};
+use crate::packet::steady::{self, Steady, Tcp, Udp};
 use crate::packet::{DropReason, Frame};
 use crate::table::defence::PacketDropper;
 use crate::table::{Hops, Table};
@@ -28,8 +28,10 @@ use crate::table::{Hops, Table};
 /// What a frame is.
 #[derive(Clone, Copy)]
 pub(super) enum Finding {
-    /// What [`steady::read`] knows.
-    Steady(Steady),
+    /// What [`steady::read`] knows of TCP.
+    SteadyTcp(Steady<Tcp>),
+    /// What it knows of UDP.
+    SteadyUdp(Steady<Udp>),
     /// What only [`parse`] knows.
     Other(Result<Packet, DropReason>),
 }
@@ -44,6 +46,17 @@ pub(super) struct Looked {
 }
 
 impl Looked {
+    /// Any frame but TCP that is steady.
+    #[inline(never)]
+    fn look_on<F: Frame>(&mut self, frame: &F, connections: &ConnectionTable) {
+        let Some(datagram) = steady::read::<Udp>(frame.bytes(), frame.offload()) else {
+            return self.look_closer(frame, connections);
+        };
+        self.hash = connections.hash(&datagram.flow());
+        connections.prefetch_bucket(self.hash);
+        self.finding = Finding::SteadyUdp(datagram);
+    }
+
     /// Any frame.
     #[inline(never)]
     fn look_closer<F: Frame>(&mut self, frame: &F, connections: &ConnectionTable) {
@@ -185,11 +198,12 @@ impl Pipeline {
         for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
             match steady::read(received.frame.bytes(), received.frame.offload()) {
                 Some(steady) => {
+                    let steady: Steady<Tcp> = steady;
                     looked.hash = connections.hash(&steady.flow());
                     connections.prefetch_bucket(looked.hash);
-                    looked.finding = Finding::Steady(steady);
+                    looked.finding = Finding::SteadyTcp(steady);
                 }
-                None => looked.look_closer(&received.frame, connections),
+                None => looked.look_on(&received.frame, connections),
             }
         }
         let reader = connections.reader();

@@ -11,6 +11,7 @@ use crate::conn::{ConnectionTable, Reader, ReplyLink, Tick, TimeoutTable, Worker
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
+use crate::packet::steady::{Steady, Udp};
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::service::Method;
 use crate::table::defence::PacketDropper;
@@ -58,7 +59,29 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, fragments: &mut Reassembly) {
         let Received { mut frame, interface } = received;
-        match self.express(&mut frame, interface, looked) {
+        match &looked.finding {
+            Finding::SteadyTcp(packet) => {
+                if let Some(exit) = self.express(&mut frame, interface, looked.guess, packet) {
+                    return self.transmit(frame, exit);
+                }
+            }
+            Finding::SteadyUdp(packet) => return self.steady_udp(frame, interface, looked, packet, fragments),
+            Finding::Other(_) => {}
+        }
+        self.long_way(frame, interface, looked, fragments);
+    }
+
+    /// UDP that is steady. Not inlined: TCP's way is the shorter without it.
+    #[inline(never)]
+    fn steady_udp(
+        &mut self,
+        mut frame: D::Frame,
+        interface: InterfaceId,
+        looked: &Looked,
+        packet: &Steady<Udp>,
+        fragments: &mut Reassembly,
+    ) {
+        match self.express(&mut frame, interface, looked.guess, packet) {
             Some(exit) => self.transmit(frame, exit),
             None => self.long_way(frame, interface, looked, fragments),
         }
@@ -84,7 +107,8 @@ impl<D: Driver> Round<'_, D> {
     #[inline(never)]
     fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
         let parsed = match &looked.finding {
-            Finding::Steady(steady) => &steady.parsed(frame.bytes()),
+            Finding::SteadyTcp(steady) => &steady.parsed(frame.bytes()),
+            Finding::SteadyUdp(steady) => &steady.parsed(frame.bytes()),
             Finding::Other(Ok(Packet::Flow(parsed))) => parsed,
             Finding::Other(other) => return self.of_no_flow(frame, interface, other, fragments),
         };

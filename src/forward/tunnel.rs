@@ -13,7 +13,7 @@ use super::{Cut, Identifications, Limit, Outcome, admit, dont_fragment, is_simpl
 use crate::packet::build::{self, Ipv4Header, Ipv6Header, OuterFields};
 use crate::packet::parse::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::rewrite;
-use crate::packet::steady::{HEADERS_LEN, Headers, Steady};
+use crate::packet::steady::{HEADERS_LEN, Headers, Steady, Transport};
 use crate::packet::{ChecksumOffload, ETHERNET_HEADER_LEN, Family, Frame, Offload, Parsed, Protocol, Reassembled};
 use crate::packet::{checksum, flow::FlowKey};
 use crate::service::{Tunnel, TunnelChecksum, TunnelKind};
@@ -164,7 +164,7 @@ const STEADY_OVERHEAD: usize = IPV4_HEADER_LEN;
 impl<'a> SteadyWrap<'a> {
     /// Makes room. `None`: there is none, or the packet is too long; nothing was written.
     #[inline(always)]
-    pub fn open<F: Frame>(frame: &'a mut F, packet: &Steady, len_max: u32) -> Option<SteadyWrap<'a>> {
+    pub fn open<F: Frame, T: Transport>(frame: &'a mut F, packet: &Steady<T>, len_max: u32) -> Option<SteadyWrap<'a>> {
         if packet.ip_len > len_max {
             return None;
         }
@@ -187,7 +187,13 @@ impl<'a> SteadyWrap<'a> {
 
     /// Writes the outer header.
     #[inline(always)]
-    pub fn close(&mut self, packet: &Steady, way: &Way, path_mtu_discovery: bool, ids: &mut Identifications) {
+    pub fn close<T: Transport>(
+        &mut self,
+        packet: &Steady<T>,
+        way: &Way,
+        path_mtu_discovery: bool,
+        ids: &mut Identifications,
+    ) {
         let mut inner = self.inner();
         inner.decrement_ttl();
         let dont_fragment = if path_mtu_discovery { inner.dont_fragment() } else { 0 };

@@ -71,8 +71,8 @@ pub struct Parsed {
     pub ttl: u8,
     /// Of SCTP, the chunk that counts; `None` for others, and when there is no whole chunk header.
     pub chunk: Option<ChunkType>,
-    /// [`steady::read`](super::steady::read) took it: TCP over IPv4 without options, TTL left, checksum finished, all in one
-    /// frame.
+    /// [`steady::read`](super::steady::read) took it: TCP or UDP over IPv4 without options, TTL left, checksum finished, all in
+    /// one frame.
     pub is_steady: bool,
 }
 
