@@ -191,8 +191,11 @@ impl<R: Rings> Driver for XskDriver<R> {
         for socket in &mut self.sockets {
             socket.flush();
             socket.reap(&mut self.memory);
-            socket.refill(&mut self.memory);
             lost += socket.take_lost();
+        }
+        // After all have given back: what a ring received and another sent is what the first gets again.
+        for socket in &mut self.sockets {
+            socket.refill(&mut self.memory);
         }
         lost
     }

@@ -19,6 +19,7 @@
 mod driver;
 mod frame;
 mod interface;
+mod order;
 mod rings;
 mod socket;
 mod wakeup;

@@ -6,9 +6,11 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::order::Order;
 use super::rings::{RING, Rings};
-use super::{QueueBinding, XdpError, wakeup};
+use super::{CHUNK, QueueBinding, XdpError, wakeup};
 use crate::dataplane::driver::{BATCH_MAX, InterfaceStatistics, Received};
+use crate::packet::Frame;
 
 /// Frames that one kick sends at least, in copy mode (TX_BATCH_SIZE of the kernel).
 const KICK_FRAMES: u32 = 32;
@@ -27,6 +29,7 @@ pub(super) struct Socket<R: Rings> {
     pub binding: QueueBinding,
     pub sharing: Sharing,
     rings: R,
+    order: Order,
     /// Frames with the kernel to receive into, or received and not yet taken.
     filled: u32,
     /// Frames given to the kernel to send and not yet back.
@@ -56,6 +59,7 @@ impl<R: Rings> Socket<R> {
             binding: binding.clone(),
             sharing,
             rings,
+            order: Order::new(CHUNK),
             filled: 0,
             sending: 0,
             to_kick: false,
@@ -81,11 +85,18 @@ impl<R: Rings> Socket<R> {
     /// Gives the kernel frames to receive into, until it has a ring full.
     #[inline]
     pub fn refill(&mut self, memory: &mut R::Memory) {
-        let missing = RING - self.filled;
-        if missing == 0 || self.dead {
+        if self.filled == RING || self.dead {
             return;
         }
-        self.filled += self.rings.fill(memory, missing as usize) as u32;
+        let address = |frame: &R::Frame| frame.bytes().as_ptr().addr();
+        while self.filled < RING {
+            let n = self.order.arrange(memory, (RING - self.filled) as usize, address);
+            let given = self.rings.fill(memory, n);
+            self.filled += given as u32;
+            if given == 0 {
+                break;
+            }
+        }
         if self.sharing == Sharing::ZeroCopy && self.rings.fill_wants_wakeup() {
             wakeup::kick_fill(self.fd());
         }
