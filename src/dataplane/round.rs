@@ -11,7 +11,6 @@ use crate::conn::{ConnectionTable, Reader, ReplyLink, Tick, TimeoutTable, Worker
 use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
-use crate::packet::steady::{Steady, Udp};
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::service::Method;
 use crate::table::defence::PacketDropper;
@@ -59,32 +58,12 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, fragments: &mut Reassembly) {
         let Received { mut frame, interface } = received;
-        match &looked.finding {
-            Finding::SteadyTcp(packet) => {
-                if let Some(exit) = self.express(&mut frame, interface, looked.guess, packet) {
-                    return self.transmit(frame, exit);
-                }
-            }
-            Finding::SteadyUdp(packet) => return self.steady_udp(frame, interface, looked, packet, fragments),
-            Finding::Other(_) => {}
+        if let Finding::SteadyTcp(packet) = &looked.finding
+            && let Some(exit) = self.express(&mut frame, interface, looked.guess, packet)
+        {
+            return self.transmit(frame, exit);
         }
         self.long_way(frame, interface, looked, fragments);
-    }
-
-    /// UDP that is steady. Not inlined: TCP's way is the shorter without it.
-    #[inline(never)]
-    fn steady_udp(
-        &mut self,
-        mut frame: D::Frame,
-        interface: InterfaceId,
-        looked: &Looked,
-        packet: &Steady<Udp>,
-        fragments: &mut Reassembly,
-    ) {
-        match self.express(&mut frame, interface, looked.guess, packet) {
-            Some(exit) => self.transmit(frame, exit),
-            None => self.long_way(frame, interface, looked, fragments),
-        }
     }
 
     /// Lets replies find a new connection.
@@ -103,9 +82,14 @@ impl<D: Driver> Round<'_, D> {
         }
     }
 
-    /// Any frame.
+    /// Any frame; of UDP by the short way too.
     #[inline(never)]
     fn long_way(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
+        if let Finding::SteadyUdp(packet) = &looked.finding
+            && let Some(exit) = self.express_udp(&mut frame, interface, looked.guess, packet)
+        {
+            return self.transmit(frame, exit);
+        }
         let parsed = match &looked.finding {
             Finding::SteadyTcp(steady) => &steady.parsed(frame.bytes()),
             Finding::SteadyUdp(steady) => &steady.parsed(frame.bytes()),
