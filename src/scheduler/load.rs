@@ -72,12 +72,18 @@ const LANES: usize = 8;
 /// Active ones in the upper half, inactive ones in the lower, which may borrow.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(super) struct Line([AtomicU64; LANES]);
+struct Line([AtomicU64; LANES]);
 
 impl Line {
     #[inline(always)]
-    pub(super) fn connections(&self, lane: usize) -> Connections {
+    fn connections(&self, lane: usize) -> Connections {
         Connections(self.0[lane % LANES].load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn from(&self, lane: usize, n: usize) -> impl Iterator<Item = Connections> {
+        let counts = self.0.iter().skip(lane).take(n);
+        counts.map(|count| Connections(count.load(Ordering::Relaxed)))
     }
 }
 
@@ -90,27 +96,29 @@ impl Counts {
         self.sum_of(self.lane)
     }
 
-    /// The numbers of the destination that has this lane of the same lines.
     #[inline(always)]
-    pub fn sum_of(&self, lane: usize) -> Connections {
+    fn sum_of(&self, lane: usize) -> Connections {
         let all = self.lines.iter().map(|line| line.connections(lane));
         all.fold(Connections::default(), Add::add)
     }
 
-    /// One of each worker.
+    /// The numbers of its destination and of those that follow it in the same lines, `n` in all.
     #[inline(always)]
-    pub fn lines(&self) -> &[Line] {
-        &self.lines
+    pub fn each(&self, n: usize, mut take: impl FnMut(Connections)) {
+        // A loop over the lines of one or two workers would be half of the time.
+        match &*self.lines {
+            [one] => one.from(self.lane, n).for_each(take),
+            [one, two] => {
+                let pairs = one.from(self.lane, n).zip(two.from(self.lane, n));
+                pairs.for_each(|(a, b)| take(a + b));
+            }
+            _ => (self.lane..self.lane + n).for_each(|lane| take(self.sum_of(lane))),
+        }
     }
 
-    /// Its own lane.
-    pub fn lane(&self) -> usize {
-        self.lane
-    }
-
-    /// Both are in the same lines.
-    pub fn is_beside(&self, other: &Counts) -> bool {
-        Arc::ptr_eq(&self.lines, &other.lines)
+    /// The numbers of `other` are in the same lines, and `n` behind.
+    pub fn is_followed_by(&self, n: usize, other: &Counts) -> bool {
+        Arc::ptr_eq(&self.lines, &other.lines) && other.lane == self.lane + n
     }
 
     #[inline]

@@ -9,11 +9,19 @@ use std::sync::Arc;
 use super::load::{Connections, Counts};
 use super::{Candidate, Load};
 
+/// Of the place of a server behind its cost, in one number: costs are below 2^44, as there are less than 2^32 connections and one
+/// that is active costs 256.
+const PLACE_BITS: u32 = 20;
+/// With weights below it, the kernel's products of weights and costs do not overflow.
+const SMALL_WEIGHT_END: u32 = 1 << 20;
+
 /// In the list's order.
 #[derive(Debug)]
 pub(super) struct Packed {
     servers: Box<[Server]>,
     blocks: Box<[Block]>,
+    /// All weights are equal, so that costs alone decide.
+    even: bool,
 }
 
 #[derive(Debug)]
@@ -22,14 +30,13 @@ struct Server {
     index: u32,
     /// Above 0.
     weight: u32,
-    /// Of the lines of its block.
-    lane: usize,
     load: Arc<Load>,
 }
 
-/// Servers one after another whose numbers are in the same lines.
+/// Servers one after another whose numbers are one after another in the same lines.
 #[derive(Debug)]
 struct Block {
+    /// Of the first.
     counts: Counts,
     /// How many they are.
     servers: usize,
@@ -44,18 +51,19 @@ impl Packed {
             servers.push(Server {
                 index,
                 weight: candidate.weight,
-                lane: counts.lane(),
                 load: candidate.load.clone(),
             });
             match blocks.last_mut() {
-                Some(block) if block.counts.is_beside(counts) => block.servers += 1,
+                Some(block) if block.counts.is_followed_by(block.servers, counts) => block.servers += 1,
                 _ => blocks.push(Block {
                     counts: counts.clone(),
                     servers: 1,
                 }),
             }
         }
+        let weight = servers.first().map_or(0, |first| first.weight);
         Packed {
+            even: weight < SMALL_WEIGHT_END && servers.iter().all(|server| server.weight == weight),
             servers: servers.into(),
             blocks: blocks.into(),
         }
@@ -64,15 +72,18 @@ impl Packed {
     /// The first that is not overloaded, and of which `is_it` holds.
     #[inline]
     pub fn first(&self, is_it: impl Fn(Connections) -> bool) -> Option<usize> {
+        let mut found = None;
         for (block, servers) in self.blocks() {
-            let found = servers
-                .iter()
-                .find(|server| is_it(block.counts.sum_of(server.lane)) && !server.load.is_overloaded());
-            if let Some(server) = found {
-                return Some(server.index as usize);
+            block.each(servers, |server, connections| {
+                if found.is_none() && is_it(connections) && !server.load.is_overloaded() {
+                    found = Some(server.index as usize);
+                }
+            });
+            if found.is_some() {
+                break;
             }
         }
-        None
+        found
     }
 
     #[inline(always)]
@@ -88,30 +99,54 @@ impl Packed {
     /// The one that is not overloaded and has the smallest cost; the first of equals.
     #[inline]
     pub fn least(&self, cost: impl Fn(Connections) -> u64) -> Option<usize> {
-        self.least_by(cost, |_| 1)
+        self.least_even(&cost).or_else(|| self.least_by(cost, |_| 1))
     }
 
     /// The same for cost / weight.
     #[inline]
     pub fn least_for_weight(&self, cost: impl Fn(Connections) -> u64) -> Option<usize> {
-        self.least_by(cost, |server| server.weight as u64)
+        let found = if self.even { self.least_even(&cost) } else { None };
+        found.or_else(|| self.least_by(cost, |server| server.weight as u64))
+    }
+
+    /// As [`least`](Packed::least), without a branch that depends on the costs: nothing foresees which is the smallest. `None` also
+    /// when that one is overloaded, or when there are more servers than places.
+    #[inline(always)]
+    fn least_even(&self, cost: &impl Fn(Connections) -> u64) -> Option<usize> {
+        let (mut least, mut place) = (u64::MAX, 0);
+        for block in &self.blocks {
+            block.counts.each(block.servers, |connections| {
+                least = least.min(cost(connections) << PLACE_BITS | place);
+                place += 1;
+            });
+        }
+        let server = self.servers.get(least as usize % (1 << PLACE_BITS))?;
+        let is_it = !server.load.is_overloaded() && place < 1 << PLACE_BITS;
+        is_it.then_some(server.index as usize)
     }
 
     #[inline(always)]
     fn least_by(&self, cost: impl Fn(Connections) -> u64, weight: impl Fn(&Server) -> u64) -> Option<usize> {
         let mut best = Best::NONE;
         for (block, servers) in self.blocks() {
-            // A loop over the lines of one or two workers would be half of the time.
-            best = match block.counts.lines() {
-                [one] => best.among(servers, |server| cost(one.connections(server.lane)), &weight),
-                [one, two] => {
-                    let sum = |lane| one.connections(lane) + two.connections(lane);
-                    best.among(servers, |server| cost(sum(server.lane)), &weight)
-                }
-                _ => best.among(servers, |server| cost(block.counts.sum_of(server.lane)), &weight),
-            };
+            block.each(servers, |server, connections| {
+                best = best.or(server, cost(connections), weight(server));
+            });
         }
         best.index
+    }
+}
+
+impl Block {
+    /// Each of its `servers` with its connections.
+    #[inline(always)]
+    fn each<'s>(&self, servers: &'s [Server], mut take: impl FnMut(&'s Server, Connections)) {
+        let mut servers = servers.iter();
+        self.counts.each(self.servers, |connections| {
+            if let Some(server) = servers.next() {
+                take(server, connections);
+            }
+        });
     }
 }
 
@@ -132,15 +167,12 @@ impl Best {
     };
 
     #[inline(always)]
-    fn among(mut self, servers: &[Server], cost: impl Fn(&Server) -> u64, weight: &impl Fn(&Server) -> u64) -> Best {
-        for server in servers {
-            let (cost, weight) = (cost(server), weight(server));
-            // a / b > c / d as a * d > c * b, without fractions. As in the kernel, weights near
-            // 2^31 overflow from 2^25 connections on.
-            if self.cost * weight > cost * self.weight && !server.load.is_overloaded() {
-                let index = Some(server.index as usize);
-                self = Best { index, cost, weight };
-            }
+    fn or(self, server: &Server, cost: u64, weight: u64) -> Best {
+        // a / b > c / d as a * d > c * b, without fractions. As in the kernel, weights near
+        // 2^31 overflow from 2^25 connections on.
+        if self.cost * weight > cost * self.weight && !server.load.is_overloaded() {
+            let index = Some(server.index as usize);
+            return Best { index, cost, weight };
         }
         self
     }
