@@ -100,7 +100,8 @@ struct Draft<'a> {
     kind: Kind,
     flow: &'a FlowKey,
     call_id: Option<CallId>,
-    destination: DestinationKey,
+    /// Where the caller has it: to read again at once what was written in parts makes a processor wait.
+    destination: &'a DestinationKey,
     method: Method,
     state: State,
     deadline: Tick,
@@ -156,6 +157,7 @@ impl ConnectionTable {
 
     /// The same, but a NAT connection's second key is left for [`link_replies`](ConnectionTable::link_replies), in the same batch:
     /// until then the memory that it needs can come.
+    #[inline(always)]
     pub fn insert_one_way<'t>(
         &'t self,
         worker: WorkerId,
@@ -168,7 +170,7 @@ impl ConnectionTable {
             kind: Kind::Connection,
             flow: &new.flow,
             call_id: None,
-            destination: new.destination,
+            destination: &new.destination,
             method: new.method,
             state: new.state,
             deadline: now.after(new.timeout_ticks),
@@ -180,11 +182,18 @@ impl ConnectionTable {
         if let Some(controller) = new.controller {
             controller.control_one_more();
         }
-        let inserted = self.add(worker.0 as usize, hash, &draft, now, evicted);
-        if inserted.is_err() && draft.template != 0 {
-            self.control_one_less(draft.template);
+        match self.add(worker.0 as usize, hash, &draft, now, evicted) {
+            Ok((slot, reply)) => {
+                let entry = self.entry(slot).ok_or(InsertError::Full)?;
+                Ok((entry, reply.map(|hash| ReplyLink { slot, hash })))
+            }
+            Err(error) => {
+                if draft.template != 0 {
+                    self.control_one_less(draft.template);
+                }
+                Err(error)
+            }
         }
-        inserted
     }
 
     /// Inserts a template.
@@ -199,7 +208,7 @@ impl ConnectionTable {
             kind: Kind::Template,
             flow: &new.key.flow,
             call_id: new.key.call_id,
-            destination: new.destination,
+            destination: &new.destination,
             method: new.method,
             state: State::None,
             deadline: now.after(new.timeout_ticks),
@@ -209,10 +218,11 @@ impl ConnectionTable {
             helped: false,
         };
         let hash = self.hash_as(Kind::Template, &new.key.flow, new.key.call_id);
-        let added = self.add(worker.0 as usize, hash, &draft, now, evicted);
-        added.map(|(entry, _)| entry)
+        let (slot, _) = self.add(worker.0 as usize, hash, &draft, now, evicted)?;
+        self.entry(slot).ok_or(InsertError::Full)
     }
 
+    /// Returns its slot, and the hash of what its replies are found by.
     fn add<'t>(
         &'t self,
         worker: usize,
@@ -220,7 +230,7 @@ impl ConnectionTable {
         draft: &Draft<'_>,
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
-    ) -> Result<(EntryRef<'t>, Option<ReplyLink>), InsertError<'t>> {
+    ) -> Result<(u32, Option<Hash>), InsertError<'t>> {
         let reply = draft.reply_key().map(|key| self.hash(&key));
         if let Some(hash) = reply {
             self.index.prefetch_for_insertion(hash);
@@ -259,7 +269,7 @@ impl ConnectionTable {
         self.slots.count_inserted(worker);
         self.chunk_of(number).begins(draft.state, draft.deadline);
         self.count_expected(draft.kind, entry, 1);
-        Ok((entry, reply.map(|hash| ReplyLink { slot: number, hash })))
+        Ok((number, reply))
     }
 
     /// Makes the connection findable by its replies. `Some`: there is no room in the index, and the connection has ended; it is to
