@@ -16,6 +16,6 @@ impl Lc {
 
 impl Schedule for Lc {
     fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        self.0.least(Connections::overhead)
+        self.0.least(Connections::signed_overhead)
     }
 }

@@ -36,10 +36,16 @@ impl Connections {
     /// What a destination has to do: an active one weighs 256 inactive ones (`ip_vs_dest_conn_overhead`).
     #[inline(always)]
     pub fn overhead(self) -> u64 {
+        self.signed_overhead().max(0) as u64
+    }
+
+    /// The same, but below 0 when more were taken off than have been counted.
+    #[inline(always)]
+    pub fn signed_overhead(self) -> i64 {
         // 256 * active + inactive, without taking them apart.
         let inactive = self.signed_inactive();
         let active_256 = (self.0 as i64).wrapping_sub(inactive) >> 24;
-        (active_256 + inactive).max(0) as u64
+        active_256 + inactive
     }
 
     #[inline(always)]

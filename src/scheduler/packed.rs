@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::load::{Connections, Counts};
 use super::{Candidate, Load};
 
-/// Of the place of a server behind its cost, in one number: costs are below 2^44, as there are less than 2^32 connections and one
-/// that is active costs 256.
+/// Of the place of a server behind its cost, in one number: costs are below 2^43, as there are less than 2^31 connections and
+/// one that is active costs 256.
 const PLACE_BITS: u32 = 20;
 /// With weights below it, the kernel's products of weights and costs do not overflow.
 const SMALL_WEIGHT_END: u32 = 1 << 20;
@@ -96,24 +96,24 @@ impl Packed {
         })
     }
 
-    /// The one that is not overloaded and has the smallest cost; the first of equals.
+    /// The one that is not overloaded and has the smallest cost; the first of equals. Costs below 0 are 0.
     #[inline]
-    pub fn least(&self, cost: impl Fn(Connections) -> u64) -> Option<usize> {
+    pub fn least(&self, cost: impl Fn(Connections) -> i64) -> Option<usize> {
         self.least_even(&cost).or_else(|| self.least_by(cost, |_| 1))
     }
 
     /// The same for cost / weight.
     #[inline]
-    pub fn least_for_weight(&self, cost: impl Fn(Connections) -> u64) -> Option<usize> {
+    pub fn least_for_weight(&self, cost: impl Fn(Connections) -> i64) -> Option<usize> {
         let found = if self.even { self.least_even(&cost) } else { None };
         found.or_else(|| self.least_by(cost, |server| server.weight as u64))
     }
 
     /// As [`least`](Packed::least), without a branch that depends on the costs: nothing foresees which is the smallest. `None` also
-    /// when that one is overloaded, or when there are more servers than places.
+    /// when that one is overloaded or below 0, or when there are more servers than places.
     #[inline(always)]
-    fn least_even(&self, cost: &impl Fn(Connections) -> u64) -> Option<usize> {
-        let (mut least, mut place) = (u64::MAX, 0);
+    fn least_even(&self, cost: &impl Fn(Connections) -> i64) -> Option<usize> {
+        let (mut least, mut place) = (i64::MAX, 0);
         for block in &self.blocks {
             block.counts.each(block.servers, |connections| {
                 least = least.min(cost(connections) << PLACE_BITS | place);
@@ -121,16 +121,16 @@ impl Packed {
             });
         }
         let server = self.servers.get(least as usize % (1 << PLACE_BITS))?;
-        let is_it = !server.load.is_overloaded() && place < 1 << PLACE_BITS;
+        let is_it = !server.load.is_overloaded() && least >= 0 && place < 1 << PLACE_BITS;
         is_it.then_some(server.index as usize)
     }
 
     #[inline(always)]
-    fn least_by(&self, cost: impl Fn(Connections) -> u64, weight: impl Fn(&Server) -> u64) -> Option<usize> {
+    fn least_by(&self, cost: impl Fn(Connections) -> i64, weight: impl Fn(&Server) -> u64) -> Option<usize> {
         let mut best = Best::NONE;
         for (block, servers) in self.blocks() {
             block.each(servers, |server, connections| {
-                best = best.or(server, cost(connections), weight(server));
+                best = best.or(server, cost(connections).max(0) as u64, weight(server));
             });
         }
         best.index

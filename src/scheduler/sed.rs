@@ -21,5 +21,5 @@ impl Schedule for Sed {
 }
 
 pub(super) fn least_delay(servers: &Packed) -> Option<usize> {
-    servers.least_for_weight(|connections| connections.active() as u64 + 1)
+    servers.least_for_weight(|connections| connections.active() as i64 + 1)
 }

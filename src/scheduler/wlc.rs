@@ -15,7 +15,7 @@ impl Wlc {
 
     /// As [`pick`](Schedule::pick), of the candidates that it was made for.
     pub(super) fn least(&self) -> Option<usize> {
-        self.0.least_for_weight(Connections::overhead)
+        self.0.least_for_weight(Connections::signed_overhead)
     }
 }
 
