@@ -6,7 +6,7 @@
 
 use super::driver::Driver;
 use super::round::Round;
-use crate::conn::{Direction, EntryRef, Guess, Hit, State};
+use crate::conn::{Direction, EntryRef, Guess, Hit};
 use crate::forward::tunnel;
 use crate::packet::rewrite::{Endpoint, Link, Side};
 use crate::packet::steady::{self, Headers, Steady, Tcp, Transport, Udp};
@@ -109,8 +109,8 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     fn keep<T: Transport>(&self, hit: Hit<'_>, destination: &Destination) {
         let until = match T::PROTOCOL {
-            Protocol::TCP => self.established_until,
-            protocol => self.now.after(self.timeouts.ticks(State::steady(protocol))),
+            Protocol::UDP => self.datagrams_until,
+            _ => self.established_until,
         };
         if hit.is_due(until)
             && let Some(change) = hit.touch(T::PLAIN, self.now, self.timeouts)

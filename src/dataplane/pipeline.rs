@@ -174,6 +174,7 @@ impl Pipeline {
             now,
             now_ns,
             established_until: now.after(self.timeouts.ticks(State::Established)),
+            datagrams_until: now.after(self.timeouts.ticks(State::Udp)),
             worker: self.worker,
             counts: &mut self.counts,
             ids: &mut self.ids,
@@ -196,9 +197,8 @@ impl Pipeline {
     fn look<F: Frame>(&mut self, batch: &[Received<F>]) {
         let connections = &*self.connections;
         for (received, looked) in batch.iter().zip(self.looked.iter_mut()) {
-            match steady::read(received.frame.bytes(), received.frame.offload()) {
+            match steady::read::<Tcp>(received.frame.bytes(), received.frame.offload()) {
                 Some(steady) => {
-                    let steady: Steady<Tcp> = steady;
                     looked.hash = connections.hash(&steady.flow());
                     connections.prefetch_bucket(looked.hash);
                     looked.finding = Finding::SteadyTcp(steady);

@@ -43,6 +43,8 @@ pub(super) struct Round<'a, D: Driver> {
     pub now_ns: u64,
     /// The deadline of an established TCP connection whose packet comes now.
     pub established_until: Tick,
+    /// The same of UDP.
+    pub datagrams_until: Tick,
     /// Which of the counters of a destination are ours.
     pub worker: WorkerId,
     pub counts: &'a mut FrameCounts,

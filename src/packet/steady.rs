@@ -45,6 +45,9 @@ pub trait Transport: Copy {
     /// Its flags.
     fn flags(headers: &[u8; HEADERS_LEN]) -> TcpFlags;
 
+    /// They leave the state of its connection as it is.
+    fn is_plain(headers: &[u8; HEADERS_LEN]) -> bool;
+
     /// The new value of its checksum field, by the sum that was computed.
     fn checksum(sum: u16) -> u16;
 }
@@ -68,6 +71,11 @@ impl Transport for Tcp {
     #[inline(always)]
     fn flags(headers: &[u8; HEADERS_LEN]) -> TcpFlags {
         TcpFlags(headers[FLAGS])
+    }
+
+    #[inline(always)]
+    fn is_plain(headers: &[u8; HEADERS_LEN]) -> bool {
+        Tcp::flags(headers).is_plain()
     }
 
     #[inline(always)]
@@ -96,6 +104,11 @@ impl Transport for Udp {
     #[inline(always)]
     fn flags(_: &[u8; HEADERS_LEN]) -> TcpFlags {
         Udp::PLAIN
+    }
+
+    #[inline(always)]
+    fn is_plain(_: &[u8; HEADERS_LEN]) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -203,7 +216,7 @@ pub fn read<T: Transport>(bytes: &[u8], offload: Offload) -> Option<Steady<T>> {
     Some(Steady {
         addresses: (u32::from_be(long(SOURCE)) as u64) << 32 | u32::from_be(long(DESTINATION)) as u64,
         ports: u32::from_be(long(L4)),
-        ip_len: if T::PROTOCOL == Protocol::UDP || T::flags(headers).is_plain() {
+        ip_len: if T::is_plain(headers) {
             ip_len
         } else {
             ip_len | NOT_PLAIN
