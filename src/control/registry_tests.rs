@@ -135,7 +135,10 @@ fn a_table_has_candidates_newest_first_and_shares_what_did_not_change() {
     let addresses: Vec<_> = service.candidates.iter().map(|c| c.key.address.to_string()).collect();
     assert_eq!(addresses, ["10.1.0.2", "10.1.0.1"]);
     assert_eq!(service.ids, [world.id(2), world.id(1)]);
-    assert_eq!(service.pick(&client_flow()), Some(world.id(2)));
+    assert_eq!(
+        service.pick(&client_flow(), &mut crate::scheduler::Batch::new(0)),
+        Some(world.id(2))
+    );
 
     world.run(&[add(3)]);
     let second = world.table();

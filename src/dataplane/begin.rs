@@ -124,12 +124,12 @@ impl<'a, D: Driver> Round<'a, D> {
     /// [`Parsed::datagram`] has it.
     fn choose<'f>(
         &mut self,
-        service: &Service,
+        service: &'a Service,
         flow: &FlowKey,
         payload: impl FnOnce() -> &'f [u8],
     ) -> Result<Choice<'a>, DropReason> {
         let Some((persistence, key)) = service.persistence.as_ref().zip(service.template_key(flow)) else {
-            let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
+            let id = service.pick(flow, &mut self.batch).ok_or(DropReason::NoDestination)?;
             let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
             return Ok(Choice {
                 id,
@@ -153,7 +153,7 @@ impl<'a, D: Driver> Round<'a, D> {
                 _ => self.end_template(template),
             }
         }
-        let id = service.pick(flow).ok_or(DropReason::NoDestination)?;
+        let id = service.pick(flow, &mut self.batch).ok_or(DropReason::NoDestination)?;
         let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
         let ticks = ticks_of_seconds(persistence.timeout_s);
         self.insert_template(service, key, id, destination, ticks)
@@ -296,7 +296,6 @@ impl<'a, D: Driver> Round<'a, D> {
         let ticks = self.timeouts.ticks(state);
         match self.enter(service, choice, (&parsed.flow, hash), (state, ticks), hop) {
             Ok(entry) => {
-                service.scheduler.prepare();
                 self.count_begin(choice.destination, parsed);
                 self.send(frame, interface, parsed, method, destination, || {
                     endpoint_of_destination(&entry, parsed.flow.family)

@@ -22,6 +22,7 @@ use crate::forward::fragment::Reassembly;
 use crate::packet::parse::{Packet, parse};
 use crate::packet::steady::{self, Steady, Tcp, Udp};
 use crate::packet::{DropReason, Frame};
+use crate::scheduler::Batch;
 use crate::table::defence::PacketDropper;
 use crate::table::{Hops, Table};
 
@@ -181,12 +182,14 @@ impl Pipeline {
             errors: &mut self.errors,
             dropper: &mut self.dropper,
             waiting: &mut self.waiting,
+            batch: Batch::new(self.worker.0),
             driver,
         };
         for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
             round.one(received, looked, &mut self.fragments);
         }
         round.link_waiting();
+        drop(round);
         self.fragments.expire(now_ns);
         pieces::count_fragments(&mut self.counts, &mut self.fragments);
         self.connections.quiescent(self.worker);

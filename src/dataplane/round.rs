@@ -12,6 +12,7 @@ use crate::forward::fragment::Reassembly;
 use crate::forward::{Cut, Identifications, Outcome, icmp};
 use crate::packet::parse::Packet;
 use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
+use crate::scheduler::Batch;
 use crate::service::Method;
 use crate::table::defence::PacketDropper;
 use crate::table::{Destination, Hops, InterfaceId, Table};
@@ -52,6 +53,7 @@ pub(super) struct Round<'a, D: Driver> {
     pub errors: &'a mut ErrorBudget,
     pub dropper: &'a mut PacketDropper,
     pub waiting: &'a mut Waiting,
+    pub batch: Batch<'a>,
     pub driver: &'a mut D,
 }
 

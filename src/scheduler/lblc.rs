@@ -4,6 +4,7 @@
 //! As in the kernel, a destination that is removed and comes back before anybody asked for the address has it again.
 
 use super::cache::Cache;
+use super::load::View;
 use super::wlc::Wlc;
 use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
@@ -37,7 +38,7 @@ impl Lblc {
         let cached = cached.and_then(|key| place(key, candidates));
         // As in the kernel, a threshold (-x) does not end this.
         let usable = |n: &usize| candidates[*n].weight > 0 && !is_busy(&candidates[*n], candidates);
-        cached.filter(usable).or_else(|| self.wlc.least())
+        cached.filter(usable).or_else(|| self.wlc.least(View::Whole))
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::cache::Cache;
 use super::lblc::{is_busy, place};
+use super::load::View;
 use super::wlc::Wlc;
 use super::{Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
@@ -55,7 +56,7 @@ impl Set {
     /// Of the set while that is not overloaded, else of all.
     fn choose(&self, candidates: &[Candidate], all: &Wlc) -> Option<usize> {
         let least = self.least(candidates).filter(|n| !is_busy(&candidates[*n], candidates));
-        least.or_else(|| all.least())
+        least.or_else(|| all.least(View::Whole))
     }
 
     /// The least loaded for its weight; of equals the newest.

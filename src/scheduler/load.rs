@@ -67,7 +67,7 @@ impl Add for Connections {
 /// destinations too. The sum is the number; a line's own is none, as another may take off what one has counted.
 #[derive(Clone, Debug)]
 pub(super) struct Counts {
-    lines: Arc<[Line]>,
+    lines: Arc<[Lines]>,
     /// Below [`LANES`].
     lane: usize,
 }
@@ -93,6 +93,24 @@ impl Line {
     }
 }
 
+/// Of one worker.
+#[derive(Debug, Default)]
+struct Lines {
+    /// What it has counted.
+    own: Line,
+    /// What all others had counted when it looked. No other worker reads it.
+    others: Line,
+}
+
+/// Who looks at connections.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum View {
+    /// Anybody, who sees all.
+    Whole,
+    /// This worker, which sees of others what it saw when it [looked](Counts::look).
+    By(u16),
+}
+
 const ACTIVE: u64 = 1 << 32;
 const INACTIVE: u64 = 1;
 
@@ -104,21 +122,33 @@ impl Counts {
 
     #[inline(always)]
     fn sum_of(&self, lane: usize) -> Connections {
-        let all = self.lines.iter().map(|line| line.connections(lane));
+        let all = self.lines.iter().map(|lines| lines.own.connections(lane));
         all.fold(Connections::default(), Add::add)
     }
 
     /// The numbers of its destination and of those that follow it in the same lines, `n` in all.
     #[inline(always)]
-    pub fn each(&self, n: usize, mut take: impl FnMut(Connections)) {
-        // A loop over the lines of one or two workers would be half of the time.
-        match &*self.lines {
-            [one] => one.from(self.lane, n).for_each(take),
-            [one, two] => {
-                let pairs = one.from(self.lane, n).zip(two.from(self.lane, n));
-                pairs.for_each(|(a, b)| take(a + b));
+    pub fn each(&self, n: usize, view: View, mut take: impl FnMut(Connections)) {
+        match (&*self.lines, view) {
+            ([one], _) => one.own.from(self.lane, n).for_each(take),
+            (_, View::By(worker)) => {
+                let Lines { own, others } = self.lines_of(worker);
+                let pairs = own.from(self.lane, n).zip(others.from(self.lane, n));
+                pairs.for_each(|(own, others)| take(own + others));
             }
-            _ => (self.lane..self.lane + n).for_each(|lane| take(self.sum_of(lane))),
+            (_, View::Whole) => (self.lane..self.lane + n).for_each(|lane| take(self.sum_of(lane))),
+        }
+    }
+
+    /// The worker looks at what others have counted of the same `n` destinations.
+    pub fn look(&self, n: usize, worker: u16) {
+        let Lines { own, others } = self.lines_of(worker);
+        if self.lines.len() == 1 {
+            return;
+        }
+        for lane in self.lane..self.lane + n {
+            let all = self.sum_of(lane).0;
+            others.0[lane % LANES].store(all.wrapping_sub(own.connections(lane).0), Ordering::Relaxed);
         }
     }
 
@@ -129,8 +159,12 @@ impl Counts {
 
     #[inline]
     fn add(&self, by: u16, change: u64) {
-        let line = &self.lines[(by as usize).min(self.lines.len() - 1)];
-        line.0[self.lane % LANES].fetch_add(change, Ordering::Relaxed);
+        self.lines_of(by).own.0[self.lane % LANES].fetch_add(change, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn lines_of(&self, by: u16) -> &Lines {
+        &self.lines[(by as usize).min(self.lines.len() - 1)]
     }
 }
 
@@ -152,7 +186,7 @@ impl Loads {
     /// One of nothing.
     pub fn make(&mut self) -> Load {
         let counts = self.next.take().unwrap_or_else(|| Counts {
-            lines: (0..self.workers).map(|_| Line::default()).collect(),
+            lines: (0..self.workers).map(|_| Lines::default()).collect(),
             lane: 0,
         });
         let lane = counts.lane + 1;

@@ -6,6 +6,7 @@
 //!
 //! To add one: a file with a type that implements [`Schedule`], a variant of [`Scheduler`], and its line in [`build`].
 
+mod batch;
 mod cache;
 mod dh;
 mod fo;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
+pub use batch::Batch;
 pub use load::{Connections, Load, Loads};
 
 /// One destination as a scheduler sees it.
@@ -70,8 +72,11 @@ pub trait Schedule {
     /// was built with.
     fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize>;
 
-    /// A pick is coming, in some 50 ns: starts loading what all workers write at each.
-    fn prepare(&self) {}
+    /// The same for a connection of a batch.
+    fn pick_in_batch<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+        let _nothing_is_remembered = batch;
+        self.pick(candidates, flow)
+    }
 
     /// Whom [`pick`](Schedule::pick) would choose now, with nothing moved or remembered. As it stands here it is right for
     /// schedulers that keep nothing from one pick to the next.
@@ -210,9 +215,14 @@ impl Schedule for Scheduler {
     }
 
     #[inline]
-    fn prepare(&self) {
-        if let Scheduler::Rr(s) = self {
-            s.prepare();
+    fn pick_in_batch<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+        match self {
+            Scheduler::Rr(s) => s.pick_in_batch(candidates, flow, batch),
+            Scheduler::Lc(s) => s.pick_in_batch(candidates, flow, batch),
+            Scheduler::Wlc(s) => s.pick_in_batch(candidates, flow, batch),
+            Scheduler::Sed(s) => s.pick_in_batch(candidates, flow, batch),
+            Scheduler::Nq(s) => s.pick_in_batch(candidates, flow, batch),
+            _ => self.pick(candidates, flow),
         }
     }
 

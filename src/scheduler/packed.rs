@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::load::{Connections, Counts};
+use super::load::{Connections, Counts, View};
 use super::{Candidate, Load};
 
 /// Of the place of a server behind its cost, in one number: costs are below 2^43, as there are less than 2^31 connections and
@@ -69,12 +69,19 @@ impl Packed {
         }
     }
 
+    /// The worker looks at what others have counted of them.
+    pub fn look(&self, worker: u16) {
+        self.blocks
+            .iter()
+            .for_each(|block| block.counts.look(block.servers, worker));
+    }
+
     /// The first that is not overloaded, and of which `is_it` holds.
     #[inline]
-    pub fn first(&self, is_it: impl Fn(Connections) -> bool) -> Option<usize> {
+    pub fn first(&self, view: View, is_it: impl Fn(Connections) -> bool) -> Option<usize> {
         let mut found = None;
         for (block, servers) in self.blocks() {
-            block.each(servers, |server, connections| {
+            block.each(servers, view, |server, connections| {
                 if found.is_none() && is_it(connections) && !server.load.is_overloaded() {
                     found = Some(server.index as usize);
                 }
@@ -98,24 +105,25 @@ impl Packed {
 
     /// The one that is not overloaded and has the smallest cost; the first of equals. Costs below 0 are 0.
     #[inline]
-    pub fn least(&self, cost: impl Fn(Connections) -> i64) -> Option<usize> {
-        self.least_even(&cost).or_else(|| self.least_by(cost, |_| 1))
+    pub fn least(&self, view: View, cost: impl Fn(Connections) -> i64) -> Option<usize> {
+        self.least_even(view, &cost)
+            .or_else(|| self.least_by(view, cost, |_| 1))
     }
 
     /// The same for cost / weight.
     #[inline]
-    pub fn least_for_weight(&self, cost: impl Fn(Connections) -> i64) -> Option<usize> {
-        let found = if self.even { self.least_even(&cost) } else { None };
-        found.or_else(|| self.least_by(cost, |server| server.weight as u64))
+    pub fn least_for_weight(&self, view: View, cost: impl Fn(Connections) -> i64) -> Option<usize> {
+        let found = if self.even { self.least_even(view, &cost) } else { None };
+        found.or_else(|| self.least_by(view, cost, |server| server.weight as u64))
     }
 
     /// As [`least`](Packed::least), without a branch that depends on the costs: nothing foresees which is the smallest. `None` also
     /// when that one is overloaded or below 0, or when there are more servers than places.
     #[inline(always)]
-    fn least_even(&self, cost: &impl Fn(Connections) -> i64) -> Option<usize> {
+    fn least_even(&self, view: View, cost: &impl Fn(Connections) -> i64) -> Option<usize> {
         let (mut least, mut place) = (i64::MAX, 0);
         for block in &self.blocks {
-            block.counts.each(block.servers, |connections| {
+            block.counts.each(block.servers, view, |connections| {
                 least = least.min(cost(connections) << PLACE_BITS | place);
                 place += 1;
             });
@@ -126,10 +134,15 @@ impl Packed {
     }
 
     #[inline(always)]
-    fn least_by(&self, cost: impl Fn(Connections) -> i64, weight: impl Fn(&Server) -> u64) -> Option<usize> {
+    fn least_by(
+        &self,
+        view: View,
+        cost: impl Fn(Connections) -> i64,
+        weight: impl Fn(&Server) -> u64,
+    ) -> Option<usize> {
         let mut best = Best::NONE;
         for (block, servers) in self.blocks() {
-            block.each(servers, |server, connections| {
+            block.each(servers, view, |server, connections| {
                 best = best.or(server, cost(connections).max(0) as u64, weight(server));
             });
         }
@@ -140,9 +153,9 @@ impl Packed {
 impl Block {
     /// Each of its `servers` with its connections.
     #[inline(always)]
-    fn each<'s>(&self, servers: &'s [Server], mut take: impl FnMut(&'s Server, Connections)) {
+    fn each<'s>(&self, servers: &'s [Server], view: View, mut take: impl FnMut(&'s Server, Connections)) {
         let mut servers = servers.iter();
-        self.counts.each(self.servers, |connections| {
+        self.counts.each(self.servers, view, |connections| {
             if let Some(server) = servers.next() {
                 take(server, connections);
             }

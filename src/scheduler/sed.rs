@@ -1,7 +1,8 @@
 //! Shortest expected delay: the smallest (active + 1) / weight. Inactive connections do not count.
 
+use super::load::View;
 use super::packed::Packed;
-use super::{Candidate, Schedule};
+use super::{Batch, Candidate, Schedule};
 use crate::packet::FlowKey;
 
 /// The numbers are the destinations'.
@@ -16,10 +17,14 @@ impl Sed {
 
 impl Schedule for Sed {
     fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        least_delay(&self.0)
+        least_delay(&self.0, View::Whole)
+    }
+
+    fn pick_in_batch<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+        least_delay(&self.0, batch.view(&self.0))
     }
 }
 
-pub(super) fn least_delay(servers: &Packed) -> Option<usize> {
-    servers.least_for_weight(|connections| connections.active() as i64 + 1)
+pub(super) fn least_delay(servers: &Packed, view: View) -> Option<usize> {
+    servers.least_for_weight(view, |connections| connections.active() as i64 + 1)
 }

@@ -1,6 +1,7 @@
 //! Why: the order of picks is the contract, and the kernel's recorded decisions are the law.
 //! How: a model service (destinations newest first, loads counted as connections come and go) replays them.
 
+mod batches;
 mod recorded;
 mod sequences;
 
@@ -16,6 +17,7 @@ struct Model {
     flags: Vec<String>,
     candidates: Vec<Candidate>,
     scheduler: Scheduler,
+    loads: Loads,
 }
 
 impl Model {
@@ -27,6 +29,16 @@ impl Model {
             flags,
             candidates: Vec::new(),
             scheduler,
+            loads: Loads::new(1),
+        }
+    }
+
+    /// The same for so many workers; nothing was added yet.
+    fn of_workers(name: &str, workers: usize) -> Model {
+        let loads = Loads::new(workers);
+        Model {
+            loads,
+            ..Model::new(name, &[])
         }
     }
 
@@ -48,7 +60,7 @@ impl Model {
             lower_threshold: 0,
             last_weight: weight,
             edits: 0,
-            load: Arc::default(),
+            load: Arc::new(self.loads.make()),
         };
         self.rebuild(|list| list.insert(0, candidate));
     }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conn::{Connection, Kind, WorkerId};
 use crate::packet::{Family, FlowKey, Mac, Protocol};
-use crate::scheduler::{Candidate, Load, Peek, Schedule};
+use crate::scheduler::{Batch, Candidate, Load, Peek, Schedule};
 use crate::service::{
     DestinationKey, FTP_DATA_PORT, FTP_PORT, Method, Persistence, ServiceKey, Timeouts, TransportProtocol, Tunnel,
     may_be_ftp_data,
@@ -413,8 +413,8 @@ impl Service {
 
     /// The destination for a new connection, or `None` when none may take it.
     #[inline]
-    pub fn pick(&self, flow: &FlowKey) -> Option<DestinationId> {
-        let index = self.scheduler.pick(&self.candidates, flow)?;
+    pub fn pick<'s>(&'s self, flow: &FlowKey, batch: &mut Batch<'s>) -> Option<DestinationId> {
+        let index = self.scheduler.pick_in_batch(&self.candidates, flow, batch)?;
         self.ids.get(index).copied()
     }
 
