@@ -20,7 +20,7 @@ use std::cell::Cell;
 use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
 use packets::{FAMILIES, addresses, segment};
 use serde_json::Value;
-use uvs::packet::{Offload, TcpFlags};
+use uvs::packet::{Offload, Protocol, TcpFlags};
 use uvs::service::Method;
 use world::{Plan, Random, World};
 
@@ -74,9 +74,15 @@ fn no_allocation_for_new_connections_nor_for_known_ones() {
         1,
         "the allocator that is watched is the one in use"
     );
-    for method in [Method::Masq, Method::Route, Method::Tunnel] {
+    for (method, protocol) in [
+        (Method::Masq, Protocol::TCP),
+        (Method::Route, Protocol::TCP),
+        (Method::Tunnel, Protocol::TCP),
+        (Method::Masq, Protocol::UDP),
+    ] {
         let mut world = World::of(&Plan {
             method,
+            protocol,
             capacity: CONNECTIONS,
             workers: 1,
             destinations: 16,
@@ -84,7 +90,10 @@ fn no_allocation_for_new_connections_nor_for_known_ones() {
         });
         let new = allocations(|| world.establish(CONNECTIONS));
         // `establish` itself makes a list of the clients.
-        assert!(new <= 1, "{method:?}: {new} allocations for {CONNECTIONS} connections");
+        assert!(
+            new <= 1,
+            "{protocol:?} by {method:?}: {new} allocations for {CONNECTIONS} connections"
+        );
         let mut random = Random::new();
         for flags in [TcpFlags::ACK, TcpFlags::FIN | TcpFlags::ACK, TcpFlags::SYN] {
             let known = allocations(|| {
@@ -95,7 +104,7 @@ fn no_allocation_for_new_connections_nor_for_known_ones() {
                     world.drain();
                 }
             });
-            assert_eq!(known, 0, "{method:?}, flags {flags:#x}");
+            assert_eq!(known, 0, "{protocol:?} by {method:?}, flags {flags:#x}");
         }
         assert!(world.transmitted() > 3 * 200 * 64);
     }

@@ -6,7 +6,7 @@
 //! Frames lie in one memory with huge pages and are used in turn, so that a packet is met as a card would leave it.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use memmap2::{Advice, MmapMut};
@@ -67,12 +67,14 @@ impl Frame for BenchFrame {
 
 /// Keeps frames, and takes back what the data plane sends.
 pub struct BenchDriver {
+    protocol: Protocol,
     free: VecDeque<BenchFrame>,
     sent: Vec<BenchFrame>,
 }
 
 impl BenchDriver {
-    pub fn new() -> BenchDriver {
+    /// One whose packets are of TCP or UDP.
+    pub fn new(protocol: Protocol) -> BenchDriver {
         let mut memory = MmapMut::map_anon(CHUNKS * CHUNK).expect("memory for frames");
         // Without huge pages it is slower, not wrong.
         drop(memory.advise(Advice::HugePage));
@@ -84,6 +86,7 @@ impl BenchDriver {
             window: Window::new(HEADROOM, 0),
         };
         BenchDriver {
+            protocol,
             free: memory.as_chunks_mut().0.iter_mut().map(frame).collect(),
             sent: Vec::with_capacity(CHUNKS),
         }
@@ -93,7 +96,7 @@ impl BenchDriver {
     pub fn received(&mut self, client: u32, tcp_flags: u8) -> BenchFrame {
         let mut frame = self.free.pop_front().expect("frames come back");
         frame.window = Window::new(HEADROOM, FRAME_LEN);
-        write_packet(frame.bytes_mut(), client, tcp_flags);
+        write_packet(frame.bytes_mut(), &flow(self.protocol, client), tcp_flags);
         frame
     }
 
@@ -109,26 +112,48 @@ fn endpoint(client: u32) -> (Ipv4Addr, u16) {
 }
 
 /// A client's connection.
-pub fn flow(client: u32) -> FlowKey {
+pub fn flow(protocol: Protocol, client: u32) -> FlowKey {
     let (address, port) = endpoint(client);
-    FlowKey::new(Protocol::TCP, (address.into(), port), (VIP.into(), 80))
+    FlowKey::new(protocol, (address.into(), port), (VIP.into(), 80))
 }
 
-fn write_packet(bytes: &mut [u8], client: u32, tcp_flags: u8) {
-    let (address, port) = endpoint(client);
+/// A segment of no data, or a datagram of 18 bytes, with whole checksums.
+fn write_packet(bytes: &mut [u8], flow: &FlowKey, tcp_flags: u8) {
+    let header: &[u8] = match flow.protocol {
+        Protocol::UDP => &[0, 26, 0, 0],
+        _ => &[0, 0, 1, 0, 0, 0, 2, 0, 0x50, tcp_flags, 0xfa, 0xf0, 0, 0, 0, 0],
+    };
+    let (segment, checksum_at) = match flow.protocol {
+        Protocol::UDP => (34..34 + 26, 40),
+        _ => (34..34 + 20, 50),
+    };
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (flow.source(), flow.destination()) else {
+        unreachable!("clients and VIP are IPv4")
+    };
+    bytes.fill(0);
     bytes[..14].copy_from_slice(&CLIENT_LINK);
-    bytes[14..26].copy_from_slice(&[0x45, 0, 0, 40, 0x12, 0x34, 0x40, 0, 64, Protocol::TCP.0, 0, 0]);
-    bytes[26..30].copy_from_slice(&address.octets());
-    bytes[30..34].copy_from_slice(&VIP.octets());
-    bytes[34..36].copy_from_slice(&port.to_be_bytes());
-    bytes[36..38].copy_from_slice(&80u16.to_be_bytes());
-    bytes[38..54].copy_from_slice(&[0, 0, 1, 0, 0, 0, 2, 0, 0x50, tcp_flags, 0xfa, 0xf0, 0, 0, 0, 0]);
-    bytes[54..].fill(0);
-    let header = checksum::of(&bytes[14..34]);
-    bytes[24..26].copy_from_slice(&header.to_be_bytes());
-    let pseudo = checksum::pseudo_header(&flow(client), 20);
-    let segment = !checksum::fold(pseudo + checksum::sum(&bytes[34..54]));
-    bytes[50..52].copy_from_slice(&segment.to_be_bytes());
+    bytes[14..24].copy_from_slice(&[
+        0x45,
+        0,
+        0,
+        (segment.end - 14) as u8,
+        0x12,
+        0x34,
+        0x40,
+        0,
+        64,
+        flow.protocol.0,
+    ]);
+    bytes[26..30].copy_from_slice(&source.octets());
+    bytes[30..34].copy_from_slice(&destination.octets());
+    bytes[34..36].copy_from_slice(&flow.source_port().to_be_bytes());
+    bytes[36..38].copy_from_slice(&flow.destination_port().to_be_bytes());
+    bytes[38..38 + header.len()].copy_from_slice(header);
+    let of_header = checksum::of(&bytes[14..34]);
+    bytes[24..26].copy_from_slice(&of_header.to_be_bytes());
+    let pseudo = checksum::pseudo_header(flow, segment.len() as u32);
+    let of_segment = !checksum::fold(pseudo + checksum::sum(&bytes[segment]));
+    bytes[checksum_at..][..2].copy_from_slice(&of_segment.to_be_bytes());
 }
 
 impl Driver for BenchDriver {

@@ -12,6 +12,7 @@ mod world;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
+use uvs::packet::Protocol;
 use uvs::service::Method;
 
 use report::Report;
@@ -39,7 +40,7 @@ struct Arguments {
     /// Only this many connections, for hits; may be repeated.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=100_000_000))]
     connections: Vec<u32>,
-    /// Only this forwarding method, for hits; may be repeated.
+    /// Only this kind of traffic, for hits; may be repeated.
     #[arg(long, value_name = "MODE")]
     mode: Vec<Mode>,
     /// Runs of which the median is taken [default: 5].
@@ -59,23 +60,25 @@ struct Arguments {
     floor: Option<PathBuf>,
 }
 
-/// A forwarding method by its name here.
+/// What is forwarded, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// NAT.
+    /// TCP by NAT.
     Nat,
-    /// Direct routing.
+    /// TCP by direct routing.
     Dr,
-    /// IP in IP.
+    /// TCP in IP in IP.
     Tunnel,
+    /// UDP by NAT.
+    NatUdp,
 }
 
 impl Mode {
-    const ALL: [Mode; 3] = [Mode::Nat, Mode::Dr, Mode::Tunnel];
+    const ALL: [Mode; 4] = [Mode::Nat, Mode::Dr, Mode::Tunnel, Mode::NatUdp];
 
     fn method(self) -> Method {
         match self {
-            Mode::Nat => Method::Masq,
+            Mode::Nat | Mode::NatUdp => Method::Masq,
             Mode::Dr => Method::Route,
             Mode::Tunnel => Method::Tunnel,
         }
@@ -86,6 +89,14 @@ impl Mode {
             Mode::Nat => "nat",
             Mode::Dr => "dr",
             Mode::Tunnel => "tunnel",
+            Mode::NatUdp => "nat-udp",
+        }
+    }
+
+    fn protocol(self) -> Protocol {
+        match self {
+            Mode::NatUdp => Protocol::UDP,
+            _ => Protocol::TCP,
         }
     }
 }

@@ -27,7 +27,7 @@ const INTERRUPTED_NS: u128 = 50_000;
 pub enum Run {
     /// Packets of random live connections: nanoseconds a packet, bytes a connection, packets measured.
     Hits(Traffic),
-    /// SYNs of unknown flows, while so many connections live: prints the same.
+    /// SYNs of unknown flows, while so many connections live: prints the same. Not of UDP.
     New(Traffic),
     /// Picks of a scheduler by itself, each connection counted and another ended: nanoseconds a pick.
     Picks {
@@ -37,6 +37,12 @@ pub enum Run {
         /// Servers to pick from.
         #[arg(long, default_value_t = 1000)]
         servers: u32,
+    },
+    /// A cache line that goes back and forth between two CPUs: nanoseconds a way.
+    Handover {
+        /// The two.
+        #[arg(long, value_name = "CPU", num_args = 1, required = true)]
+        cpu: Vec<usize>,
     },
     /// Rules applied, and one weight changed among them: milliseconds each.
     Control {
@@ -49,7 +55,7 @@ pub enum Run {
 /// Packets, and what they meet.
 #[derive(Args, Clone, Debug)]
 pub struct Traffic {
-    /// Forwarding method.
+    /// What is forwarded, and how.
     #[arg(long, default_value = "nat")]
     pub mode: Mode,
     /// Live connections.
@@ -79,8 +85,17 @@ impl Run {
     pub fn run(&self) {
         match self {
             Run::Hits(traffic) => print_traffic(traffic, traffic.connections, hits),
+            Run::New(traffic) if traffic.mode.protocol() != Protocol::TCP => {
+                // Those that live would expire with them.
+                eprintln!(
+                    "perf/dataplane: new connections are measured by TCP, not by {}",
+                    traffic.mode.name()
+                );
+                std::process::exit(2);
+            }
             Run::New(traffic) => print_traffic(traffic, traffic.connections + 2 * traffic.new_a_round(), begins),
             Run::Picks { scheduler, servers } => println!("{}", picks(scheduler, *servers)),
+            Run::Handover { cpu } => println!("{}", handover(cpu)),
             Run::Control { services } => {
                 let (applied, edited) = control(*services);
                 println!("{} {}", milliseconds(applied), milliseconds(edited));
@@ -145,6 +160,7 @@ fn print_traffic(traffic: &Traffic, capacity: u32, work: Work) {
     let workers = traffic.workers();
     let mut first = World::of(&Plan {
         method: traffic.mode.method(),
+        protocol: traffic.mode.protocol(),
         capacity,
         workers,
         destinations: traffic.servers,
@@ -176,8 +192,7 @@ impl Team<'_> {
     /// Packets a nanosecond of one worker.
     fn rate(&self, world: &mut World, worker: u16, work: Work) -> f64 {
         if let Some(cpu) = self.traffic.cpu.get(worker as usize) {
-            let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: *cpu });
-            assert!(pinned, "CPU {cpu} is not to be had");
+            pin(*cpu);
         }
         self.barrier.wait();
         let watch = work(self, world, worker);
@@ -193,7 +208,7 @@ impl Team<'_> {
     }
 }
 
-/// Acknowledgements of random live connections.
+/// Packets of random live connections.
 fn hits(team: &Team<'_>, world: &mut World, worker: u16) -> Stopwatch {
     let mut random = Random::seeded(12345 + worker as u32);
     let mut watch = Stopwatch::default();
@@ -285,6 +300,42 @@ fn picks(scheduler: &str, servers: u32) -> f64 {
     let mut spent: Vec<u128> = (0..STRETCHES).map(&mut stretch).collect();
     spent.sort_unstable();
     spent[spent.len() / 2] as f64 / STRETCH as f64
+}
+
+/// Each of two threads waits for the other's write and writes then. What two workers share costs by this.
+fn handover(cpus: &[usize]) -> f64 {
+    const WAYS: u64 = 400_000;
+    let &[first, second] = cpus else {
+        eprintln!("perf/dataplane: a handover is between two CPUs, not {}", cpus.len());
+        std::process::exit(2);
+    };
+    let ways = Alone(AtomicU64::new(0));
+    let begin = Barrier::new(2);
+    let play = |cpu: usize, parity: u64| {
+        pin(cpu);
+        begin.wait();
+        let start = Instant::now();
+        for way in (parity..WAYS).step_by(2) {
+            while ways.0.load(Ordering::Acquire) != way {
+                std::hint::spin_loop();
+            }
+            ways.0.store(way + 1, Ordering::Release);
+        }
+        start.elapsed().as_nanos() as f64 / WAYS as f64
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| play(second, 1));
+        play(first, 0)
+    })
+}
+
+/// In cache lines of its own.
+#[repr(align(128))]
+struct Alone<T>(T);
+
+fn pin(cpu: usize) {
+    let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+    assert!(pinned, "CPU {cpu} is not to be had");
 }
 
 struct OneHop;

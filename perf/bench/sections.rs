@@ -82,7 +82,7 @@ impl Setup {
             }
         }
         let goal = match mode {
-            Mode::Nat => Goal::at_most(350.0, Some(250.0)),
+            Mode::Nat | Mode::NatUdp => Goal::at_most(350.0, Some(250.0)),
             Mode::Dr => Goal::at_most(300.0, Some(220.0)),
             Mode::Tunnel => Goal::at_most(350.0, Some(260.0)),
         };
@@ -134,9 +134,16 @@ impl Setup {
         }
         for (scheduler, goal) in [("rr", Goal::at_least(1.7, 1.9)), ("wlc", Goal::at_least(1.3, 1.6))] {
             let arguments = begins(Mode::Nat, scheduler, 100_000, NEW_PACKETS);
-            let ours: Vec<f64> = (0..self.runs).map(|_| self.two_over_one(&pair, &arguments)).collect();
+            let (mut ours, mut handovers) = (Vec::new(), Vec::new());
+            for _ in 0..self.runs {
+                let one = self.children.ours(&arguments)[0];
+                handovers.push(self.handover(&pair));
+                ours.push(one / self.children.ours_on(&pair, &arguments)[0]);
+            }
             let what = format!("two workers over one, new, nat, {scheduler}, 10 servers");
             report.add(Row::new(what, "x", &ours).goal(goal));
+            let what = "a cache line from one CPU to the other, meanwhile".to_owned();
+            report.add(Row::new(what, "ns", &handovers));
         }
     }
 
@@ -144,6 +151,11 @@ impl Setup {
     fn two_over_one(&self, pair: &[usize; 2], arguments: &[String]) -> f64 {
         let one = self.children.ours(arguments)[0];
         one / self.children.ours_on(pair, arguments)[0]
+    }
+
+    /// Nanoseconds.
+    fn handover(&self, pair: &[usize; 2]) -> f64 {
+        self.children.ours_on(pair, &words("handover"))[0]
     }
 
     fn picks(&self, report: &mut Report) {
@@ -188,7 +200,7 @@ pub fn begins(mode: Mode, scheduler: &str, connections: u32, packets: u64) -> Ve
 
 fn floor_mode(mode: Mode) -> &'static str {
     match mode {
-        Mode::Nat => "nat",
+        Mode::Nat | Mode::NatUdp => "nat",
         Mode::Dr => "dr",
         Mode::Tunnel => "ipip",
     }

@@ -8,7 +8,7 @@ use uvs::conn::{ConnectionTable, NewConnection, State, Tick, TimeoutTable, Worke
 use uvs::dataplane::driver::{BATCH_MAX, Received};
 use uvs::dataplane::pipeline::Pipeline;
 use uvs::forward::Identifications;
-use uvs::packet::{DropReason, Mac, TcpFlags};
+use uvs::packet::{DropReason, Mac, Protocol, TcpFlags};
 use uvs::scheduler::{Candidate, Load, Loads, build};
 use uvs::service::{DestinationKey, Method, ServiceKey, Timeouts, TransportProtocol, Tunnel};
 use uvs::table::{
@@ -32,6 +32,8 @@ const INSIDE: InterfaceId = InterfaceId(1);
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub method: Method,
+    /// TCP or UDP.
+    pub protocol: Protocol,
     /// Room for so many connections.
     pub capacity: u32,
     pub workers: u16,
@@ -88,7 +90,7 @@ impl World {
             plan,
             worker,
             pipeline,
-            driver: BenchDriver::new(),
+            driver: BenchDriver::new(plan.protocol),
             batch: Vec::with_capacity(BATCH_MAX),
             live: 0,
             now_ns: 1_000_000_000_000,
@@ -120,7 +122,11 @@ impl World {
     }
 
     fn insert(&mut self, client: u32) {
-        let flow = flow(client);
+        let flow = flow(self.plan.protocol, client);
+        let state = match self.plan.protocol {
+            Protocol::UDP => State::Udp,
+            _ => State::Established,
+        };
         let id = client % self.table.destinations.len() as u32;
         let destination = self.table.destinations[id as usize]
             .as_ref()
@@ -131,8 +137,8 @@ impl World {
             destination: destination.key,
             destination_id: id,
             method: self.plan.method,
-            state: State::Established,
-            timeout_ticks: TimeoutTable::default().ticks(State::Established),
+            state,
+            timeout_ticks: TimeoutTable::default().ticks(state),
             client_hop: self.hops.intern(OUTSIDE, &CLIENT_LINK).0,
             fwmark: 0,
             controller: None,
@@ -143,7 +149,7 @@ impl World {
         assert!(inserted.is_ok(), "connection {client} does not fit");
     }
 
-    /// Makes the next batch: a packet of each of these clients' connections.
+    /// Makes the next batch: a packet of each of these clients' connections; of UDP without flags.
     pub fn fill(&mut self, clients: impl Iterator<Item = u32>, tcp_flags: u8) {
         for client in clients {
             let frame = self.driver.received(client, tcp_flags);
@@ -154,7 +160,7 @@ impl World {
         }
     }
 
-    /// A batch of random live connections' acknowledgements.
+    /// A batch of packets of random live connections: acknowledgements or datagrams.
     pub fn fill_random(&mut self, random: &mut Random) {
         let live = self.live;
         self.fill((0..BATCH_MAX).map(|_| random.below(live)), TcpFlags::ACK);
@@ -266,7 +272,10 @@ fn director(plan: &Plan) -> Table {
     let scheduler = build(plan.scheduler, &[], &candidates, None).expect("a scheduler's name");
     let service = Service {
         key: ServiceKey::Address {
-            protocol: TransportProtocol::Tcp,
+            protocol: match plan.protocol {
+                Protocol::UDP => TransportProtocol::Udp,
+                _ => TransportProtocol::Tcp,
+            },
             address: VIP.into(),
             port: 80,
         },

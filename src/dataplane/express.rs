@@ -33,18 +33,6 @@ impl<D: Driver> Round<'_, D> {
         }
     }
 
-    /// The same of UDP. Not inlined: the way of TCP is the shorter without it.
-    #[inline(never)]
-    pub(super) fn express_udp(
-        &mut self,
-        frame: &mut D::Frame,
-        interface: InterfaceId,
-        guess: Guess,
-        packet: &Steady<Udp>,
-    ) -> Option<InterfaceId> {
-        self.express(frame, interface, guess, packet)
-    }
-
     #[inline(always)]
     fn express_inbound<T: Transport>(
         &mut self,
