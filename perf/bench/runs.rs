@@ -73,6 +73,9 @@ pub struct Traffic {
     /// The workers' CPUs: a worker on each. Without, one worker anywhere.
     #[arg(long, value_name = "CPU")]
     pub cpu: Vec<usize>,
+    /// Each worker has a director of its own: they share nothing but the machine.
+    #[arg(long)]
+    pub apart: bool,
 }
 
 fn known_scheduler(name: &str) -> Result<&'static str, String> {
@@ -158,22 +161,33 @@ type Work = fn(&Team<'_>, &mut World, u16) -> Stopwatch;
 /// measured.
 fn print_traffic(traffic: &Traffic, capacity: u32, work: Work) {
     let workers = traffic.workers();
-    let mut first = World::of(&Plan {
-        method: traffic.mode.method(),
-        protocol: traffic.mode.protocol(),
-        capacity,
-        workers,
-        destinations: traffic.servers,
-        scheduler: traffic.scheduler,
-    });
-    first.establish(traffic.connections);
+    let establish = || {
+        let mut world = World::of(&Plan {
+            method: traffic.mode.method(),
+            protocol: traffic.mode.protocol(),
+            capacity,
+            workers,
+            destinations: traffic.servers,
+            scheduler: traffic.scheduler,
+        });
+        world.establish(traffic.connections);
+        world
+    };
+    let mut first = establish();
+    let other = |worker| {
+        if traffic.apart {
+            establish()
+        } else {
+            first.colleague(worker)
+        }
+    };
     let team = Team {
         traffic,
         barrier: Barrier::new(workers.into()),
         finished: AtomicUsize::new(0),
         packets: AtomicU64::new(0),
     };
-    let others: Vec<World> = (1..workers).map(|worker| first.colleague(worker)).collect();
+    let others: Vec<World> = (1..workers).map(other).collect();
     let packets_a_ns: f64 = std::thread::scope(|scope| {
         let team = &team;
         let others: Vec<_> = (1..workers)
@@ -252,7 +266,7 @@ fn begins(team: &Team<'_>, world: &mut World, worker: u16) -> Stopwatch {
             }
         }
         world.sleep();
-        if team.barrier.wait().is_leader() {
+        if team.barrier.wait().is_leader() || team.traffic.apart {
             world.expire_half_open();
         }
         team.barrier.wait();

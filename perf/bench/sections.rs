@@ -134,14 +134,16 @@ impl Setup {
         }
         for (scheduler, goal) in [("rr", Goal::at_least(1.7, 1.9)), ("wlc", Goal::at_least(1.3, 1.6))] {
             let arguments = begins(Mode::Nat, scheduler, 100_000, NEW_PACKETS);
-            let (mut ours, mut handovers) = (Vec::new(), Vec::new());
+            let apart = [&arguments[..], &words("--apart")].concat();
+            let [mut ours, mut floor, mut handovers] = [const { Vec::new() }; 3];
             for _ in 0..self.runs {
                 let one = self.children.ours(&arguments)[0];
+                floor.push(one / self.children.ours_on(&pair, &apart)[0]);
                 handovers.push(self.handover(&pair));
                 ours.push(one / self.children.ours_on(&pair, &arguments)[0]);
             }
             let what = format!("two workers over one, new, nat, {scheduler}, 10 servers");
-            report.add(Row::new(what, "x", &ours).goal(goal));
+            report.add(Row::new(what, "x", &ours).beside(&floor).goal(goal));
             let what = "a cache line from one CPU to the other, meanwhile".to_owned();
             report.add(Row::new(what, "ns", &handovers));
         }
