@@ -21,7 +21,7 @@ pub const CLIENT_LINK: [u8; 14] = [2, 0, 0, 0, 0, 0xd0, 2, 0, 0, 0, 0, 0xc0, 8, 
 const CHUNK: usize = 2048;
 const CHUNKS: usize = 4096;
 const HEADROOM: usize = 256;
-/// The shortest Ethernet frame without its checksum: an acknowledgement and six bytes of padding.
+/// The shortest Ethernet frame without its checksum: an acknowledgement and six bytes of padding, or a datagram of 18 bytes.
 const FRAME_LEN: usize = 60;
 
 /// A frame in its chunk.
@@ -119,31 +119,18 @@ pub fn flow(protocol: Protocol, client: u32) -> FlowKey {
 
 /// A segment of no data, or a datagram of 18 bytes, with whole checksums.
 fn write_packet(bytes: &mut [u8], flow: &FlowKey, tcp_flags: u8) {
-    let header: &[u8] = match flow.protocol {
-        Protocol::UDP => &[0, 26, 0, 0],
-        _ => &[0, 0, 1, 0, 0, 0, 2, 0, 0x50, tcp_flags, 0xfa, 0xf0, 0, 0, 0, 0],
-    };
-    let (segment, checksum_at) = match flow.protocol {
-        Protocol::UDP => (34..34 + 26, 40),
-        _ => (34..34 + 20, 50),
+    let of_tcp = [0, 0, 1, 0, 0, 0, 2, 0, 0x50, tcp_flags, 0xfa, 0xf0, 0, 0, 0, 0];
+    let (header, segment, checksum_at): (&[u8], _, _) = match flow.protocol {
+        Protocol::UDP => (&[0, 26, 0, 0], 34..34 + 26, 40),
+        _ => (&of_tcp, 34..34 + 20, 50),
     };
     let (IpAddr::V4(source), IpAddr::V4(destination)) = (flow.source(), flow.destination()) else {
         unreachable!("clients and VIP are IPv4")
     };
     bytes.fill(0);
     bytes[..14].copy_from_slice(&CLIENT_LINK);
-    bytes[14..24].copy_from_slice(&[
-        0x45,
-        0,
-        0,
-        (segment.end - 14) as u8,
-        0x12,
-        0x34,
-        0x40,
-        0,
-        64,
-        flow.protocol.0,
-    ]);
+    bytes[14..18].copy_from_slice(&[0x45, 0, 0, (segment.end - 14) as u8]);
+    bytes[18..24].copy_from_slice(&[0x12, 0x34, 0x40, 0, 64, flow.protocol.0]);
     bytes[26..30].copy_from_slice(&source.octets());
     bytes[30..34].copy_from_slice(&destination.octets());
     bytes[34..36].copy_from_slice(&flow.source_port().to_be_bytes());

@@ -12,7 +12,7 @@ use uvs::control::registry::{Registry, Routes, build_scheduler};
 use uvs::control::state::State;
 use uvs::dataplane::driver::BATCH_MAX;
 use uvs::packet::{FlowKey, Mac, Protocol};
-use uvs::scheduler::{Candidate, Loads, Schedule, build};
+use uvs::scheduler::{Batch, Candidate, Loads, Schedule, build};
 use uvs::service::{Destination, DestinationKey, Method, Service, ServiceKey, TransportProtocol, Tunnel};
 use uvs::table::{InterfaceId, LocalAddresses, NextHop, Reach};
 
@@ -41,7 +41,7 @@ pub enum Run {
     /// A cache line that goes back and forth between two CPUs: nanoseconds a way.
     Handover {
         /// The two.
-        #[arg(long, value_name = "CPU", num_args = 1, required = true)]
+        #[arg(long, value_name = "CPU", required = true)]
         cpu: Vec<usize>,
     },
     /// Rules applied, and one weight changed among them: milliseconds each.
@@ -73,8 +73,8 @@ pub struct Traffic {
     /// The workers' CPUs: a worker on each. Without, one worker anywhere.
     #[arg(long, value_name = "CPU")]
     pub cpu: Vec<usize>,
-    /// Each worker has a director of its own: they share nothing but the machine.
-    #[arg(long)]
+    /// Each worker has a director of its own: they share nothing but the machine. For new connections.
+    #[arg(long, requires = "cpu")]
     pub apart: bool,
 }
 
@@ -87,14 +87,11 @@ impl Run {
     /// Measures and prints.
     pub fn run(&self) {
         match self {
+            Run::Hits(traffic) if traffic.apart => refuse("hits are of connections that all workers share"),
             Run::Hits(traffic) => print_traffic(traffic, traffic.connections, hits),
             Run::New(traffic) if traffic.mode.protocol() != Protocol::TCP => {
                 // Those that live would expire with them.
-                eprintln!(
-                    "perf/dataplane: new connections are measured by TCP, not by {}",
-                    traffic.mode.name()
-                );
-                std::process::exit(2);
+                refuse("new connections are measured by TCP")
             }
             Run::New(traffic) => print_traffic(traffic, traffic.connections + 2 * traffic.new_a_round(), begins),
             Run::Picks { scheduler, servers } => println!("{}", picks(scheduler, *servers)),
@@ -160,13 +157,14 @@ type Work = fn(&Team<'_>, &mut World, u16) -> Stopwatch;
 /// Runs `work` on every worker, and prints nanoseconds a packet of all together, bytes a connection, and how many packets were
 /// measured.
 fn print_traffic(traffic: &Traffic, capacity: u32, work: Work) {
+    check_cpus(&traffic.cpu);
     let workers = traffic.workers();
     let establish = || {
         let mut world = World::of(&Plan {
             method: traffic.mode.method(),
             protocol: traffic.mode.protocol(),
             capacity,
-            workers,
+            workers: if traffic.apart { 1 } else { workers },
             destinations: traffic.servers,
             scheduler: traffic.scheduler,
         });
@@ -276,7 +274,7 @@ fn begins(team: &Team<'_>, world: &mut World, worker: u16) -> Stopwatch {
 
 /// As many connections begin as end, all the time.
 fn picks(scheduler: &str, servers: u32) -> f64 {
-    const STRETCH: u32 = 64;
+    const STRETCH: u32 = BATCH_MAX as u32;
     const STRETCHES: u32 = 3000;
     let mut random = Random::new();
     let mut loads = Loads::new(1);
@@ -297,18 +295,19 @@ fn picks(scheduler: &str, servers: u32) -> f64 {
         (0..100 + random.below(100)).for_each(|_| candidate.load.add(0, true, 0));
     }
     let scheduler = build(scheduler, &[], &candidates, None).expect("a scheduler's name");
-    let mut pick = |n: u32| {
-        let flow = FlowKey::v4(Protocol::TCP, 0x0a00_0000 + n, 0xc0a8_0001, 40_000 << 16 | 80);
-        // ovf refuses at times.
-        if let Some(n) = black_box(scheduler.pick(&candidates, &flow)) {
-            candidates[n].load.add(0, true, 0);
-            candidates[random.below(servers) as usize].load.remove(0, true, 0, 0);
-        }
-    };
     // Of many short stretches the median: a few are interrupted by other programs.
     let mut stretch = |n: u32| {
         let start = Instant::now();
-        (n * STRETCH..(n + 1) * STRETCH).for_each(&mut pick);
+        let mut batch = Batch::new(0);
+        for n in n * STRETCH..(n + 1) * STRETCH {
+            let flow = FlowKey::v4(Protocol::TCP, 0x0a00_0000 + n, 0xc0a8_0001, 40_000 << 16 | 80);
+            // ovf refuses at times.
+            if let Some(n) = black_box(scheduler.pick(&candidates, &flow, &mut batch)) {
+                candidates[n].load.add(0, true, 0);
+                candidates[random.below(servers) as usize].load.remove(0, true, 0, 0);
+            }
+        }
+        drop(batch);
         start.elapsed().as_nanos()
     };
     let mut spent: Vec<u128> = (0..STRETCHES).map(&mut stretch).collect();
@@ -319,9 +318,9 @@ fn picks(scheduler: &str, servers: u32) -> f64 {
 /// Each of two threads waits for the other's write and writes then. What two workers share costs by this.
 fn handover(cpus: &[usize]) -> f64 {
     const WAYS: u64 = 400_000;
+    check_cpus(cpus);
     let &[first, second] = cpus else {
-        eprintln!("perf/dataplane: a handover is between two CPUs, not {}", cpus.len());
-        std::process::exit(2);
+        refuse("a handover is between two CPUs")
     };
     let ways = Alone(AtomicU64::new(0));
     let begin = Barrier::new(2);
@@ -346,6 +345,22 @@ fn handover(cpus: &[usize]) -> f64 {
 /// In cache lines of its own.
 #[repr(align(128))]
 struct Alone<T>(T);
+
+/// Threads that wait for each other need a CPU each.
+fn check_cpus(cpus: &[usize]) {
+    let known = core_affinity::get_core_ids().unwrap_or_default();
+    for (n, cpu) in cpus.iter().enumerate() {
+        if !known.iter().any(|core| core.id == *cpu) || cpus[..n].contains(cpu) {
+            refuse(&format!("CPU {cpu} is not to be had, or twice"));
+        }
+    }
+}
+
+/// Ends the program.
+fn refuse(why: &str) -> ! {
+    eprintln!("perf/dataplane: {why}");
+    std::process::exit(2);
+}
 
 fn pin(cpu: usize) {
     let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });

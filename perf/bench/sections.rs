@@ -121,7 +121,7 @@ impl Setup {
             let arguments = hits(Mode::Nat, connections, PACKETS);
             let (mut ours, mut floor) = (Vec::new(), Vec::new());
             for _ in 0..self.runs {
-                ours.push(self.two_over_one(&pair, &arguments));
+                ours.push(self.two_over_one(&pair, &arguments, &arguments));
                 let alone = self.children.floor("nat", connections, PACKETS_BESIDE);
                 let both = self.children.floor_on(&pair, "nat", connections, PACKETS_BESIDE);
                 if let (Some(alone), Some(both)) = (alone, both) {
@@ -137,27 +137,20 @@ impl Setup {
             let apart = [&arguments[..], &words("--apart")].concat();
             let [mut ours, mut floor, mut handovers] = [const { Vec::new() }; 3];
             for _ in 0..self.runs {
-                let one = self.children.ours(&arguments)[0];
-                floor.push(one / self.children.ours_on(&pair, &apart)[0]);
-                handovers.push(self.handover(&pair));
-                ours.push(one / self.children.ours_on(&pair, &arguments)[0]);
+                floor.push(self.two_over_one(&pair, &arguments, &apart));
+                ours.push(self.two_over_one(&pair, &arguments, &arguments));
+                handovers.push(self.children.ours_on(&pair, &words("handover"))[0]);
             }
             let what = format!("two workers over one, new, nat, {scheduler}, 10 servers");
             report.add(Row::new(what, "x", &ours).beside(&floor).goal(goal));
-            let what = "a cache line from one CPU to the other, meanwhile".to_owned();
+            let what = format!("a cache line from CPU to CPU, beside the {scheduler} above");
             report.add(Row::new(what, "ns", &handovers));
         }
     }
 
     /// How much faster two workers are than one.
-    fn two_over_one(&self, pair: &[usize; 2], arguments: &[String]) -> f64 {
-        let one = self.children.ours(arguments)[0];
-        one / self.children.ours_on(pair, arguments)[0]
-    }
-
-    /// Nanoseconds.
-    fn handover(&self, pair: &[usize; 2]) -> f64 {
-        self.children.ours_on(pair, &words("handover"))[0]
+    fn two_over_one(&self, pair: &[usize; 2], one: &[String], two: &[String]) -> f64 {
+        self.children.ours(one)[0] / self.children.ours_on(pair, two)[0]
     }
 
     fn picks(&self, report: &mut Report) {
@@ -184,7 +177,7 @@ impl Setup {
     }
 }
 
-/// The arguments of a run: acknowledgements of live connections.
+/// The arguments of a run: packets of live connections.
 pub fn hits(mode: Mode, connections: u32, packets: u64) -> Vec<String> {
     let name = mode.name();
     words(&format!(

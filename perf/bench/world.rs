@@ -131,7 +131,7 @@ impl World {
         let destination = self.table.destinations[id as usize]
             .as_ref()
             .expect("made with the table");
-        destination.load.add(0, true, 0);
+        destination.load.add(0, state.is_active(), 0);
         let new = NewConnection {
             flow,
             destination: destination.key,

@@ -18,7 +18,7 @@ use super::*;
 use crate::dataplane::counters::FrameCounts;
 use crate::io::filter::Rule;
 use crate::packet::{FlowKey, Mac};
-use crate::scheduler::{Candidate, Schedule};
+use crate::scheduler::{Batch, Candidate, Schedule};
 use crate::table::{self, Destination, InterfaceId, NextHop, Reach, Supplies};
 
 /// What happened outside, and how the outside behaves.
@@ -176,7 +176,7 @@ impl Outside for Fake {
 struct First;
 
 impl Schedule for First {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         (!candidates.is_empty()).then_some(0)
     }
 }

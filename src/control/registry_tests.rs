@@ -3,6 +3,7 @@
 use super::super::protocol::Command;
 use super::*;
 use crate::packet::{FlowKey, Protocol};
+use crate::scheduler::Batch;
 use crate::service::{Destination, Service, TransportProtocol};
 
 /// Gives every destination the same answer.
@@ -17,7 +18,7 @@ impl Routes for Everywhere {
 struct Turns(std::sync::atomic::AtomicUsize);
 
 impl Schedule for Turns {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         (!candidates.is_empty()).then(|| self.0.fetch_add(1, Ordering::Relaxed) % candidates.len())
     }
 }
@@ -135,10 +136,7 @@ fn a_table_has_candidates_newest_first_and_shares_what_did_not_change() {
     let addresses: Vec<_> = service.candidates.iter().map(|c| c.key.address.to_string()).collect();
     assert_eq!(addresses, ["10.1.0.2", "10.1.0.1"]);
     assert_eq!(service.ids, [world.id(2), world.id(1)]);
-    assert_eq!(
-        service.pick(&client_flow(), &mut crate::scheduler::Batch::new(0)),
-        Some(world.id(2))
-    );
+    assert_eq!(service.pick(&client_flow(), &mut Batch::default()), Some(world.id(2)));
 
     world.run(&[add(3)]);
     let second = world.table();

@@ -129,7 +129,7 @@ impl<'a, D: Driver> Round<'a, D> {
         payload: impl FnOnce() -> &'f [u8],
     ) -> Result<Choice<'a>, DropReason> {
         let Some((persistence, key)) = service.persistence.as_ref().zip(service.template_key(flow)) else {
-            let id = service.pick(flow, &mut self.batch).ok_or(DropReason::NoDestination)?;
+            let id = service.pick(flow, &mut self.ahead).ok_or(DropReason::NoDestination)?;
             let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
             return Ok(Choice {
                 id,
@@ -153,7 +153,7 @@ impl<'a, D: Driver> Round<'a, D> {
                 _ => self.end_template(template),
             }
         }
-        let id = service.pick(flow, &mut self.batch).ok_or(DropReason::NoDestination)?;
+        let id = service.pick(flow, &mut self.ahead).ok_or(DropReason::NoDestination)?;
         let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
         let ticks = ticks_of_seconds(persistence.timeout_s);
         self.insert_template(service, key, id, destination, ticks)

@@ -182,13 +182,14 @@ impl Pipeline {
             errors: &mut self.errors,
             dropper: &mut self.dropper,
             waiting: &mut self.waiting,
-            batch: Batch::new(self.worker.0),
+            ahead: Batch::new(self.worker.0),
             driver,
         };
         for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
             round.one(received, looked, &mut self.fragments);
         }
         round.link_waiting();
+        // Here schedulers get back what was taken ahead.
         drop(round);
         self.fragments.expire(now_ns);
         pieces::count_fragments(&mut self.counts, &mut self.fragments);

@@ -53,7 +53,8 @@ pub(super) struct Round<'a, D: Driver> {
     pub errors: &'a mut ErrorBudget,
     pub dropper: &'a mut PacketDropper,
     pub waiting: &'a mut Waiting,
-    pub batch: Batch<'a>,
+    /// What schedulers take ahead for it.
+    pub ahead: Batch<'a>,
     pub driver: &'a mut D,
 }
 

@@ -7,38 +7,53 @@ use super::load::View;
 use super::packed::Packed;
 use super::rr::{Rr, Turns};
 
-/// A batch of one worker.
-#[derive(Debug)]
+/// Schedulers that are remembered, each in the place that its address gives. Two whose place is the same make each other
+/// be forgotten, which costs time only.
+const PLACES: usize = 4;
+
+/// A batch of one worker; by default of nobody, who sees all and takes nothing ahead of what is asked for.
+#[derive(Debug, Default)]
 pub struct Batch<'s> {
-    worker: u16,
-    turns: Turns<'s>,
-    /// Whose servers were looked at in this batch.
-    looked: Option<&'s Packed>,
+    worker: Option<u16>,
+    turns: [Turns<'s>; PLACES],
+    /// Whose servers were looked at.
+    looked: [Option<&'s Packed>; PLACES],
 }
 
 impl<'s> Batch<'s> {
     /// One that begins.
     pub fn new(worker: u16) -> Batch<'s> {
         Batch {
-            worker,
-            turns: Turns::default(),
-            looked: None,
+            worker: Some(worker),
+            ..Batch::default()
         }
     }
 
     /// The next turn of this scheduler.
     #[inline]
     pub(super) fn turn(&mut self, of: &'s Rr) -> u64 {
-        self.turns.next(of)
+        self.turns[place(of)].next(of)
     }
 
     /// How the worker sees these servers: its own connections as they are, those of others as they were at the first pick.
     #[inline]
     pub(super) fn view(&mut self, servers: &'s Packed) -> View {
-        if !self.looked.is_some_and(|looked| std::ptr::eq(looked, servers)) {
-            self.looked = Some(servers);
-            servers.look(self.worker);
+        let Some(worker) = self.worker else {
+            return View::Whole;
+        };
+        let looked = &mut self.looked[place(servers)];
+        if !looked.is_some_and(|looked| std::ptr::eq(looked, servers)) {
+            *looked = Some(servers);
+            servers.look(worker);
         }
-        View::By(self.worker)
+        View::By(worker)
     }
 }
+
+/// [`Scheduler`](super::Scheduler)s are at multiples of 128.
+#[inline]
+fn place<T>(of: &T) -> usize {
+    std::ptr::from_ref(of).addr() / align_of::<super::Scheduler>() % PLACES
+}
+
+const _: () = assert!(align_of::<super::Scheduler>() == 128);

@@ -1,7 +1,7 @@
 //! Destination hashing: the address that the client wants chooses one of 256 buckets, which the destinations fill in turn.
 
 use super::hash::{available, fold, hash_8};
-use super::{Candidate, Schedule};
+use super::{Batch, Candidate, Schedule};
 use crate::packet::FlowKey;
 
 const BUCKETS: usize = 256;
@@ -23,7 +23,7 @@ impl Dh {
 }
 
 impl Schedule for Dh {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         available(candidates, self.buckets[hash_8(fold(flow.destination()))])
     }
 }

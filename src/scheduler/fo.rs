@@ -1,6 +1,6 @@
 //! Weighted failover: always the heaviest that is available.
 
-use super::{Candidate, Schedule};
+use super::{Batch, Candidate, Schedule};
 use crate::packet::FlowKey;
 
 /// Has no state of its own.
@@ -8,7 +8,7 @@ use crate::packet::FlowKey;
 pub struct Fo;
 
 impl Schedule for Fo {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         heaviest(candidates, Candidate::is_available)
     }
 }

@@ -4,9 +4,8 @@
 //! As in the kernel, a destination that is removed and comes back before anybody asked for the address has it again.
 
 use super::cache::Cache;
-use super::load::View;
 use super::wlc::Wlc;
-use super::{Candidate, Peek, Schedule};
+use super::{Batch, Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
@@ -34,25 +33,30 @@ impl Lblc {
     }
 
     /// By what is remembered of the address.
-    fn choose(&self, cached: Option<&DestinationKey>, candidates: &[Candidate]) -> Option<usize> {
+    fn choose<'s>(
+        &'s self,
+        cached: Option<&DestinationKey>,
+        candidates: &[Candidate],
+        batch: &mut Batch<'s>,
+    ) -> Option<usize> {
         let cached = cached.and_then(|key| place(key, candidates));
         // As in the kernel, a threshold (-x) does not end this.
         let usable = |n: &usize| candidates[*n].weight > 0 && !is_busy(&candidates[*n], candidates);
-        cached.filter(usable).or_else(|| self.wlc.least(View::Whole))
+        cached.filter(usable).or_else(|| self.wlc.least(batch))
     }
 }
 
 impl Schedule for Lblc {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
         let decide = |cached: Option<&DestinationKey>| {
-            let picked = self.choose(cached, candidates);
+            let picked = self.choose(cached, candidates, batch);
             (picked, picked.map(|n| candidates[n].key))
         };
         self.cache.update(flow.destination(), decide)
     }
 
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
-        let look = |cached: Option<&DestinationKey>| self.choose(cached, candidates);
+        let look = |cached: Option<&DestinationKey>| self.choose(cached, candidates, &mut Batch::default());
         Peek::Sure(self.cache.peek(flow.destination(), look))
     }
 }

@@ -5,9 +5,8 @@
 
 use super::cache::Cache;
 use super::lblc::{is_busy, place};
-use super::load::View;
 use super::wlc::Wlc;
-use super::{Candidate, Peek, Schedule};
+use super::{Batch, Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
@@ -54,9 +53,9 @@ impl Set {
     }
 
     /// Of the set while that is not overloaded, else of all.
-    fn choose(&self, candidates: &[Candidate], all: &Wlc) -> Option<usize> {
+    fn choose<'s>(&self, candidates: &[Candidate], all: &'s Wlc, batch: &mut Batch<'s>) -> Option<usize> {
         let least = self.least(candidates).filter(|n| !is_busy(&candidates[*n], candidates));
-        least.or_else(|| all.least(View::Whole))
+        least.or_else(|| all.least(batch))
     }
 
     /// The least loaded for its weight; of equals the newest.
@@ -78,10 +77,10 @@ impl Set {
 }
 
 impl Schedule for Lblcr {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
         let decide = |set: Option<&Set>| {
             let mut set = set.copied().unwrap_or_default();
-            let picked = set.choose(candidates, &self.wlc);
+            let picked = set.choose(candidates, &self.wlc, batch);
             if let Some(n) = picked {
                 set.insert(candidates[n].key);
             }
@@ -91,7 +90,10 @@ impl Schedule for Lblcr {
     }
 
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
-        let look = |set: Option<&Set>| set.copied().unwrap_or_default().choose(candidates, &self.wlc);
+        let look = |set: Option<&Set>| {
+            let set = set.copied().unwrap_or_default();
+            set.choose(candidates, &self.wlc, &mut Batch::default())
+        };
         Peek::Sure(self.cache.peek(flow.destination(), look))
     }
 }

@@ -1,6 +1,5 @@
 //! Least connections: the one with the fewest, an active one weighing 256 inactive ones; weights (but 0) do not count.
 
-use super::load::View;
 use super::packed::Packed;
 use super::{Batch, Candidate, Connections, Schedule};
 use crate::packet::FlowKey;
@@ -13,18 +12,10 @@ impl Lc {
     pub(super) fn new(candidates: &[Candidate]) -> Lc {
         Lc(Packed::new(candidates))
     }
-
-    fn least(&self, view: View) -> Option<usize> {
-        self.0.least(view, Connections::signed_overhead)
-    }
 }
 
 impl Schedule for Lc {
-    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        self.least(View::Whole)
-    }
-
-    fn pick_in_batch<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
-        self.least(batch.view(&self.0))
+    fn pick<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+        self.0.least(batch.view(&self.0), Connections::signed_overhead)
     }
 }

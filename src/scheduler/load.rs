@@ -93,8 +93,9 @@ impl Line {
     }
 }
 
-/// Of one worker.
+/// Of one worker. Processors load lines in pairs: the next worker's are in another.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 struct Lines {
     /// What it has counted.
     own: Line,
@@ -142,13 +143,12 @@ impl Counts {
 
     /// The worker looks at what others have counted of the same `n` destinations.
     pub fn look(&self, n: usize, worker: u16) {
-        let Lines { own, others } = self.lines_of(worker);
-        if self.lines.len() == 1 {
-            return;
-        }
+        let ours = self.lines_of(worker);
         for lane in self.lane..self.lane + n {
-            let all = self.sum_of(lane).0;
-            others.0[lane % LANES].store(all.wrapping_sub(own.connections(lane).0), Ordering::Relaxed);
+            let theirs = self.lines.iter().filter(|lines| !std::ptr::eq(*lines, ours));
+            let theirs = theirs.map(|lines| lines.own.connections(lane));
+            let sum = theirs.fold(Connections::default(), Add::add);
+            ours.others.0[lane % LANES].store(sum.0, Ordering::Relaxed);
         }
     }
 

@@ -2,7 +2,7 @@
 //! address and port, and they take places by turns, as many a turn as their weight. A change of the list moves few clients.
 
 use super::hash::{available, client_port, fold};
-use super::{Candidate, Schedule};
+use super::{Batch, Candidate, Schedule};
 use crate::packet::FlowKey;
 
 /// Places of the lookup table: a prime.
@@ -38,7 +38,7 @@ impl Mh {
 }
 
 impl Schedule for Mh {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         let client = client_port(flow, self.port).wrapping_add(fold(flow.source()));
         let first = self.place(client, 0);
         let at = |place: usize| available(candidates, self.places[place]);

@@ -69,19 +69,13 @@ impl Candidate {
 pub trait Schedule {
     /// Index into `candidates` of the destination for a new connection with this flow (source = client,
     /// destination = virtual address), or `None` when none may take it. `candidates` is the list the scheduler
-    /// was built with.
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize>;
-
-    /// The same for a connection of a batch.
-    fn pick_in_batch<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
-        let _nothing_is_remembered = batch;
-        self.pick(candidates, flow)
-    }
+    /// was built with. What workers would write to and read from each other at every pick is in `batch`.
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize>;
 
     /// Whom [`pick`](Schedule::pick) would choose now, with nothing moved or remembered. As it stands here it is right for
     /// schedulers that keep nothing from one pick to the next.
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
-        Peek::Sure(self.pick(candidates, flow))
+        Peek::Sure(self.pick(candidates, flow, &mut Batch::default()))
     }
 
     /// The scheduler behind a `dyn Schedule`, so that its successor can go on where it stands.
@@ -194,35 +188,23 @@ pub fn build(
 }
 
 impl Schedule for Scheduler {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
         match self {
-            Scheduler::Rr(s) => s.pick(candidates, flow),
-            Scheduler::Wrr(s) => s.pick(candidates, flow),
-            Scheduler::Lc(s) => s.pick(candidates, flow),
-            Scheduler::Wlc(s) => s.pick(candidates, flow),
-            Scheduler::Lblc(s) => s.pick(candidates, flow),
-            Scheduler::Lblcr(s) => s.pick(candidates, flow),
-            Scheduler::Dh(s) => s.pick(candidates, flow),
-            Scheduler::Sh(s) => s.pick(candidates, flow),
-            Scheduler::Mh(s) => s.pick(candidates, flow),
-            Scheduler::Sed(s) => s.pick(candidates, flow),
-            Scheduler::Nq(s) => s.pick(candidates, flow),
-            Scheduler::Fo(s) => s.pick(candidates, flow),
-            Scheduler::Ovf(s) => s.pick(candidates, flow),
-            Scheduler::Nobody(s) => s.pick(candidates, flow),
-            Scheduler::Twos(s) => s.pick(candidates, flow),
-        }
-    }
-
-    #[inline]
-    fn pick_in_batch<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
-        match self {
-            Scheduler::Rr(s) => s.pick_in_batch(candidates, flow, batch),
-            Scheduler::Lc(s) => s.pick_in_batch(candidates, flow, batch),
-            Scheduler::Wlc(s) => s.pick_in_batch(candidates, flow, batch),
-            Scheduler::Sed(s) => s.pick_in_batch(candidates, flow, batch),
-            Scheduler::Nq(s) => s.pick_in_batch(candidates, flow, batch),
-            _ => self.pick(candidates, flow),
+            Scheduler::Rr(s) => s.pick(candidates, flow, batch),
+            Scheduler::Wrr(s) => s.pick(candidates, flow, batch),
+            Scheduler::Lc(s) => s.pick(candidates, flow, batch),
+            Scheduler::Wlc(s) => s.pick(candidates, flow, batch),
+            Scheduler::Lblc(s) => s.pick(candidates, flow, batch),
+            Scheduler::Lblcr(s) => s.pick(candidates, flow, batch),
+            Scheduler::Dh(s) => s.pick(candidates, flow, batch),
+            Scheduler::Sh(s) => s.pick(candidates, flow, batch),
+            Scheduler::Mh(s) => s.pick(candidates, flow, batch),
+            Scheduler::Sed(s) => s.pick(candidates, flow, batch),
+            Scheduler::Nq(s) => s.pick(candidates, flow, batch),
+            Scheduler::Fo(s) => s.pick(candidates, flow, batch),
+            Scheduler::Ovf(s) => s.pick(candidates, flow, batch),
+            Scheduler::Nobody(s) => s.pick(candidates, flow, batch),
+            Scheduler::Twos(s) => s.pick(candidates, flow, batch),
         }
     }
 
@@ -243,7 +225,7 @@ impl Schedule for Scheduler {
             | Scheduler::Nq(_)
             | Scheduler::Fo(_)
             | Scheduler::Ovf(_)
-            | Scheduler::Nobody(_) => Peek::Sure(self.pick(candidates, flow)),
+            | Scheduler::Nobody(_) => Peek::Sure(self.pick(candidates, flow, &mut Batch::default())),
         }
     }
 

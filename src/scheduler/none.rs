@@ -1,6 +1,6 @@
 //! None (`-s none`): nobody gets a new connection, as of a service of the kernel's that has no scheduler.
 
-use super::{Candidate, Schedule};
+use super::{Batch, Candidate, Schedule};
 use crate::packet::FlowKey;
 
 /// Has no state of its own.
@@ -8,7 +8,7 @@ use crate::packet::FlowKey;
 pub struct Nobody;
 
 impl Schedule for Nobody {
-    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, _: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         None
     }
 }

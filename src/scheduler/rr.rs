@@ -9,6 +9,8 @@ use crate::packet::FlowKey;
 /// Turns that a worker takes at once, at most.
 const AT_ONCE_MAX: u64 = 16;
 
+const _: () = assert!(AT_ONCE_MAX < 1 << 8, "their number is a byte of `returned`");
+
 /// Its position. At a million turns a second it lasts for two thousand years.
 ///
 /// In cache lines of its own (two, as processors load pairs): what scheduler it is must not be read where another worker writes.
@@ -21,10 +23,10 @@ pub struct Rr {
     returned: AtomicU64,
 }
 
-/// Turns in the hand of a worker, for one batch: the second connection of a batch comes with a second turn, the third with four, and
-/// so on. What is left at the end is given back, so with one worker, or one connection a batch, all have their turns in order.
+/// Turns in the hand of a worker, for one batch: taken one, two, four and more at once, as they are used up. What is left at the end is
+/// given back, so with one worker, or one connection a batch, all have their turns in order.
 #[derive(Debug, Default)]
-pub struct Turns<'s> {
+pub(super) struct Turns<'s> {
     of: Option<&'s Rr>,
     left: Range<u64>,
     at_once: u64,
@@ -83,7 +85,6 @@ impl Rr {
 
     /// As if they had not been taken, when nobody has taken later ones. When others have, they are the next ones to be taken; when
     /// that is so of another worker's already, they are lost.
-    #[cold]
     fn give_back(&self, turns: Range<u64>) {
         let (order, to) = (Ordering::Relaxed, turns.start);
         if self.next.compare_exchange(turns.end, to, order, order).is_err() {
@@ -115,11 +116,7 @@ fn unpacked(turns: u64) -> Range<u64> {
 }
 
 impl Schedule for Rr {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
-        self.pick_in_batch(candidates, flow, &mut Batch::new(0))
-    }
-
-    fn pick_in_batch<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
         let len = candidates.len() as u64;
         for _ in 0..len {
             let turn = (batch.turn(self) % len) as usize;
@@ -127,7 +124,8 @@ impl Schedule for Rr {
                 return Some(turn);
             }
         }
-        None
+        // Turns among which other workers took theirs may all have been those of others.
+        candidates.iter().position(Candidate::is_available)
     }
 
     fn peek(&self, candidates: &[Candidate], flow: &FlowKey) -> Peek<usize> {
@@ -135,6 +133,6 @@ impl Schedule for Rr {
             next: AtomicU64::new(self.next.load(Ordering::Relaxed)),
             returned: AtomicU64::new(self.returned.load(Ordering::Relaxed)),
         };
-        Peek::Sure(copy.pick(candidates, flow))
+        Peek::Sure(copy.pick(candidates, flow, &mut Batch::default()))
     }
 }

@@ -16,11 +16,7 @@ impl Sed {
 }
 
 impl Schedule for Sed {
-    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        least_delay(&self.0, View::Whole)
-    }
-
-    fn pick_in_batch<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+    fn pick<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
         least_delay(&self.0, batch.view(&self.0))
     }
 }

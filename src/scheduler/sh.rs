@@ -2,7 +2,7 @@
 //! many in a row as its weight.
 
 use super::hash::{available, client_port, fold, hash_8};
-use super::{Candidate, Schedule};
+use super::{Batch, Candidate, Schedule};
 use crate::packet::FlowKey;
 
 const BUCKETS: usize = 256;
@@ -40,7 +40,7 @@ impl Sh {
 }
 
 impl Schedule for Sh {
-    fn pick(&self, candidates: &[Candidate], flow: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         let hash = hash_8(client_port(flow, self.port).wrapping_add(fold(flow.source())));
         let at = |offset: usize| available(candidates, self.buckets[(offset + hash) % BUCKETS]);
         let first = at(0);

@@ -89,7 +89,7 @@ impl Model {
     }
 
     fn pick(&self, flow: &FlowKey) -> Option<&Candidate> {
-        let n = self.scheduler.pick(&self.candidates, flow)?;
+        let n = self.scheduler.pick(&self.candidates, flow, &mut Batch::default())?;
         Some(&self.candidates[n])
     }
 

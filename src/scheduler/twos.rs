@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Candidate, Peek, Schedule};
+use super::{Batch, Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
 
 /// Its random numbers: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), whose state is a counter that workers share.
@@ -49,7 +49,7 @@ impl Twos {
 }
 
 impl Schedule for Twos {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         let available = || candidates.iter().enumerate().filter(|(_, c)| c.is_available());
         let total: u64 = available().map(|(_, c)| c.weight as u64).sum();
         if total == 0 {
@@ -118,7 +118,7 @@ mod tests {
     fn hold(weights: &[u32], connections: u32) -> Vec<u32> {
         let (twos, list) = (Twos::new(7), candidates(weights));
         for _ in 0..connections {
-            let n = twos.pick(&list, &flow()).expect("somebody");
+            let n = twos.pick(&list, &flow(), &mut Batch::default()).expect("somebody");
             list[n].load.add(0, true, 0);
         }
         list.iter().map(|c| c.load.active()).collect()
@@ -148,29 +148,35 @@ mod tests {
     #[test]
     fn idle_destinations_are_drawn_by_weight() {
         let (twos, list) = (Twos::new(1), candidates(&[1, 3]));
-        let lighter = (0..16_000).filter(|_| twos.pick(&list, &flow()) == Some(0)).count();
+        let lighter = (0..16_000)
+            .filter(|_| twos.pick(&list, &flow(), &mut Batch::default()) == Some(0))
+            .count();
         assert!((900..1100).contains(&lighter), "1 in 16, not {lighter} in 16000");
     }
 
     #[test]
     fn nobody_and_one() {
         let twos = Twos::new(3);
-        assert_eq!(twos.pick(&[], &flow()), None);
-        assert_eq!(twos.pick(&candidates(&[0, 0]), &flow()), None);
+        assert_eq!(twos.pick(&[], &flow(), &mut Batch::default()), None);
+        assert_eq!(twos.pick(&candidates(&[0, 0]), &flow(), &mut Batch::default()), None);
         let list = candidates(&[0, i32::MAX as u32, 0]);
-        assert_eq!(twos.pick(&list, &flow()), Some(1));
+        assert_eq!(twos.pick(&list, &flow(), &mut Batch::default()), Some(1));
         assert_eq!(twos.peek(&list, &flow()), Peek::Sure(Some(1)));
         assert_eq!(twos.peek(&candidates(&[1, 1]), &flow()), Peek::Chance);
         list[1].load.add(0, true, 1);
-        assert_eq!(twos.pick(&list, &flow()), None, "overloaded");
+        assert_eq!(twos.pick(&list, &flow(), &mut Batch::default()), None, "overloaded");
     }
 
     #[test]
     fn a_changed_list_does_not_begin_the_draws_again() {
         let (twos, list) = (Twos::new(5), candidates(&[1; 64]));
-        let first: Vec<_> = (0..32).map(|_| twos.pick(&list, &flow())).collect();
+        let first: Vec<_> = (0..32)
+            .map(|_| twos.pick(&list, &flow(), &mut Batch::default()))
+            .collect();
         let next = twos.successor();
-        let second: Vec<_> = (0..32).map(|_| next.pick(&list, &flow())).collect();
+        let second: Vec<_> = (0..32)
+            .map(|_| next.pick(&list, &flow(), &mut Batch::default()))
+            .collect();
         assert_ne!(first, second);
     }
 }

@@ -1,6 +1,5 @@
 //! Weighted least connections: the smallest [overhead](Connections::overhead) for its weight.
 
-use super::load::View;
 use super::packed::Packed;
 use super::{Batch, Candidate, Connections, Schedule};
 use crate::packet::FlowKey;
@@ -15,17 +14,14 @@ impl Wlc {
     }
 
     /// As [`pick`](Schedule::pick), of the candidates that it was made for.
-    pub(super) fn least(&self, view: View) -> Option<usize> {
-        self.0.least_for_weight(view, Connections::signed_overhead)
+    pub(super) fn least<'s>(&'s self, batch: &mut Batch<'s>) -> Option<usize> {
+        self.0
+            .least_for_weight(batch.view(&self.0), Connections::signed_overhead)
     }
 }
 
 impl Schedule for Wlc {
-    fn pick(&self, _: &[Candidate], _: &FlowKey) -> Option<usize> {
-        self.least(View::Whole)
-    }
-
-    fn pick_in_batch<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
-        self.least(batch.view(&self.0))
+    fn pick<'s>(&'s self, _: &[Candidate], _: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+        self.least(batch)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Candidate, Peek, Schedule, gcd};
+use super::{Batch, Candidate, Peek, Schedule, gcd};
 use crate::packet::FlowKey;
 use crate::service::DestinationKey;
 
@@ -173,7 +173,7 @@ impl Marks {
 }
 
 impl Schedule for Wrr {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         if self.marks.largest == 0 {
             return None;
         }
@@ -195,6 +195,6 @@ impl Schedule for Wrr {
             position: AtomicU64::new(self.position.load(Ordering::Relaxed)),
             marks: self.marks,
         };
-        Peek::Sure(copy.pick(candidates, flow))
+        Peek::Sure(copy.pick(candidates, flow, &mut Batch::default()))
     }
 }

@@ -414,7 +414,7 @@ impl Service {
     /// The destination for a new connection, or `None` when none may take it.
     #[inline]
     pub fn pick<'s>(&'s self, flow: &FlowKey, batch: &mut Batch<'s>) -> Option<DestinationId> {
-        let index = self.scheduler.pick_in_batch(&self.candidates, flow, batch)?;
+        let index = self.scheduler.pick(&self.candidates, flow, batch)?;
         self.ids.get(index).copied()
     }
 

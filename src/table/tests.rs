@@ -7,7 +7,7 @@ use crate::service::TransportProtocol;
 struct First;
 
 impl Schedule for First {
-    fn pick(&self, candidates: &[Candidate], _: &FlowKey) -> Option<usize> {
+    fn pick<'s>(&'s self, candidates: &[Candidate], _: &FlowKey, _: &mut Batch<'s>) -> Option<usize> {
         (!candidates.is_empty()).then_some(0)
     }
 }

@@ -30,11 +30,15 @@ impl Model {
     }
 
     fn one(&self, worker: u16, client: u32) -> Option<usize> {
-        self.count(worker, self.scheduler.pick(&self.candidates, &flow(client)))
+        self.count(
+            worker,
+            self.scheduler
+                .pick(&self.candidates, &flow(client), &mut Batch::default()),
+        )
     }
 
     fn next_of<'s>(&'s self, worker: u16, client: u32, batch: &mut Batch<'s>) -> Option<usize> {
-        let picked = self.scheduler.pick_in_batch(&self.candidates, &flow(client), batch);
+        let picked = self.scheduler.pick(&self.candidates, &flow(client), batch);
         self.count(worker, picked)
     }
 }
@@ -87,6 +91,35 @@ proptest! {
         }
     }
 
+    /// Goal: nobody is refused while a server is available, and no threshold is passed. How: three workers whose batches begin and end
+    /// at any time, servers quiesced and with thresholds.
+    #[test]
+    fn nobody_is_refused_while_a_server_is_available(
+        weights in weights(),
+        thresholds in prop::collection::vec(0..40u32, 20),
+        steps in prop::collection::vec((0..3u16, prop::bool::weighted(0.2)), 1..300),
+    ) {
+        for name in ["rr", "wrr", "lc", "wlc", "sed", "nq"] {
+            let mut model = model(name, &weights, 3);
+            model.rebuild(|list| {
+                list.iter_mut().zip(&thresholds).for_each(|(c, upper)| c.upper_threshold = *upper);
+            });
+            let mut batches = [0, 1, 2].map(Batch::new);
+            for (worker, ends) in &steps {
+                let batch = &mut batches[*worker as usize];
+                if *ends {
+                    *batch = Batch::new(*worker);
+                }
+                let picked = model.next_of(*worker, 1, batch);
+                let available = model.candidates.iter().any(Candidate::is_available);
+                prop_assert!(picked.is_some() || !available, "{} refuses", name);
+                for c in model.candidates.iter().filter(|c| c.upper_threshold > 0) {
+                    prop_assert!(c.load.total() <= c.upper_threshold, "{}: {}", name, c.load.total());
+                }
+            }
+        }
+    }
+
     /// Goal: no turn is taken twice, and a batch loses less than it may take ahead. How: two workers whose batches begin and end at
     /// any time.
     #[test]
@@ -111,6 +144,18 @@ proptest! {
         prop_assert_eq!(turns.len() as u64, taken, "one was taken twice");
         prop_assert!(last - taken <= (ended + 2) * 15, "{} of {} are lost", last - taken, last);
     }
+}
+
+/// Goal: of two servers the one that is not quiesced is found, also by turns that are not next to each other.
+#[test]
+fn turns_apart_find_the_one_server() {
+    let model = model("rr", &[1, 0], 2);
+    let (mut first, mut second) = (Batch::new(0), Batch::new(1));
+    let mut picks = vec![model.next_of(0, 0, &mut first), model.next_of(1, 0, &mut second)];
+    drop(first);
+    drop(second);
+    picks.push(model.next_of(0, 0, &mut Batch::new(0)));
+    assert_eq!(picks, [Some(1); 3]);
 }
 
 /// Goal: what is given back is taken next, by whoever comes.

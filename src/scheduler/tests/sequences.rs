@@ -377,7 +377,7 @@ fn unknown_and_empty() {
     let flow = FlowKey::v4(Protocol::TCP, 1, 2, 3);
     for name in NAMES {
         let scheduler = build(name, &[], &[], None).unwrap();
-        assert_eq!(scheduler.pick(&[], &flow), None, "{name}");
+        assert_eq!(scheduler.pick(&[], &flow, &mut Batch::default()), None, "{name}");
     }
 }
 
