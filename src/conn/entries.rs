@@ -123,7 +123,10 @@ impl Entries {
     /// Private memory without a file: gone with the process.
     pub fn anonymous(slots: u32) -> io::Result<Entries> {
         let bytes = slots as usize * SLOT_BYTES;
-        let map = MmapOptions::new().len(bytes.max(1)).map_anon()?;
+        // Of whole huge pages, which the kernel then begins at a multiple of their size.
+        let map = MmapOptions::new()
+            .len(bytes.next_multiple_of(HUGE_PAGE_BYTES))
+            .map_anon()?;
         // Advice only: without huge pages it is slower, not wrong.
         drop(map.advise(Advice::HugePage));
         let entries = Entries {

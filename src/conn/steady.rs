@@ -31,13 +31,17 @@ impl ConnectionTable {
 }
 
 impl<'t> Reader<'t> {
-    /// Starts loading the entry that a lookup of this hash most likely finds, and says which: for
-    /// [`confirm`](ConnectionTable::confirm) in the same batch. Its bucket should be loaded by now.
+    /// The entry that a lookup of this hash most likely finds: for [`confirm`](ConnectionTable::confirm) in the same batch. Its
+    /// bucket should be loaded by now.
     #[inline(always)]
-    pub fn prefetch_entry(&self, hash: Hash) -> Guess {
-        let guess = Index::first_guess(self.buckets, hash);
+    pub fn guess(&self, hash: Hash) -> Guess {
+        Index::first_guess(self.buckets, hash)
+    }
+
+    /// Starts loading it.
+    #[inline(always)]
+    pub fn prefetch(&self, guess: Guess) {
         prefetch::to_read(self.slots, guess.slot() as usize);
-        guess
     }
 
     /// As [`confirm`](ConnectionTable::confirm), for a packet whose flags leave the usual state of its protocol as it is.

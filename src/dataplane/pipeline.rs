@@ -3,9 +3,9 @@
 //! A batch goes through passes, so that the latencies of memory overlap instead of adding up:
 //!
 //! 1. parse every frame, hash its flow, prefetch the bucket of the index;
-//! 2. prefetch the entries that the buckets point to;
-//! 3. look up, decide and rewrite: `express` for most packets, `flow` for all of connections known, `begin` for new ones,
-//!    `related` for ICMP errors about them, `pieces` for fragments.
+//! 2. guess by the buckets which entries they are;
+//! 3. prefetch the entry of a later frame, look up, decide and rewrite this one: `express` for most packets, `flow` for all
+//!    of connections known, `begin` for new ones, `related` for ICMP errors about them, `pieces` for fragments.
 //!
 //! Each frame ends as one verdict, carried out and counted in one place: `Round::settle`.
 
@@ -75,6 +75,10 @@ impl Looked {
         guess: Guess::NONE,
     };
 }
+
+/// An entry is asked for so many frames before its own. All at once would be more than a CPU can wait for (about 24 lines), and it
+/// drops what is beyond. At a million connections: 29 ns a packet; 48 all at once, 35 at 8 or 32.
+const AHEAD: usize = 16;
 
 /// The state of one worker between batches.
 pub struct Pipeline {
@@ -185,8 +189,14 @@ impl Pipeline {
             ahead: Batch::new(self.worker.0),
             driver,
         };
-        for (received, looked) in batch.drain(..).zip(self.looked.iter()) {
-            round.one(received, looked, &mut self.fragments);
+        let looked = &self.looked[..batch.len()];
+        let entries = round.reader;
+        looked.iter().take(AHEAD).for_each(|soon| entries.prefetch(soon.guess));
+        for (n, (received, now)) in batch.drain(..).zip(looked).enumerate() {
+            if let Some(later) = looked.get(n + AHEAD) {
+                entries.prefetch(later.guess);
+            }
+            round.one(received, now, &mut self.fragments);
         }
         round.link_waiting();
         // Here schedulers get back what was taken ahead.
@@ -212,7 +222,7 @@ impl Pipeline {
         }
         let reader = connections.reader();
         for looked in &mut self.looked[..batch.len()] {
-            looked.guess = reader.prefetch_entry(looked.hash);
+            looked.guess = reader.guess(looked.hash);
         }
         if self.long_way_only {
             self.look_closer_at_all(batch);

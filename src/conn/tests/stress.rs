@@ -103,7 +103,7 @@ fn own_step(table: &ConnectionTable, id: WorkerId, client: u32, mine: &mut bool)
     let v6 = client.is_multiple_of(5);
     let (flow, server) = (flow(v6, client), server(v6, client % 100));
     let hash = table.hash(&flow);
-    let guess = table.reader().prefetch_entry(hash);
+    let guess = table.reader().guess(hash);
     let hit = table.confirm(guess, &flow).or_else(|| table.lookup(hash, &flow));
     assert_eq!(hit.is_some(), *mine, "client {client}");
     let back = reply(&flow, &server);
