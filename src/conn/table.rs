@@ -151,7 +151,7 @@ impl ConnectionTable {
         self.hit(self.find(hash, key)?)
     }
 
-    /// The same from what [`prefetch_entry`](super::steady::Reader::prefetch_entry) guessed, without reading the index again.
+    /// The same from what [`guess`](super::steady::Reader::guess) said, without reading the index again.
     /// Almost always right; `None` says only that a [`lookup`](ConnectionTable::lookup) is due.
     #[inline(always)]
     pub fn confirm(&self, guess: Guess, key: &FlowKey) -> Option<Hit<'_>> {
