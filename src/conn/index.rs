@@ -298,20 +298,19 @@ impl Index {
         probes.expect("as many buckets as probes follow the last home")
     }
 
-    /// The first reference with this hash's tag that `is_it` takes.
-    #[inline]
-    pub fn find(&self, hash: Hash, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
-        for bucket in self.probes(hash) {
-            let found = bucket.find(hash.tag, &mut is_it);
-            if found.is_some() || !bucket.overflows() {
-                return found;
-            }
+    /// The first reference with this hash's tag that `is_it` takes. Of what is not there, most often one look says so.
+    #[inline(always)]
+    pub fn find(&self, hash: Hash, is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
+        let probes = self.probes(hash);
+        if probes[0].matches(hash.tag) == 0 && !probes[0].overflows() {
+            return None;
         }
-        None
+        find_among(probes, hash.tag, is_it)
     }
 
     /// Inserts a key that must be there once only. `publish` runs when it is sure that the key is new, before anyone can
     /// find the reference.
+    #[inline(always)]
     pub fn insert_unique(
         &self,
         hash: Hash,
@@ -407,6 +406,17 @@ impl Index {
             .map(|b| b.control.load(Ordering::Relaxed) as u64)
             .sum()
     }
+}
+
+#[inline(never)]
+fn find_among(probes: &[Bucket; PROBES_MAX], tag: u16, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
+    for bucket in probes {
+        let found = bucket.find(tag, &mut is_it);
+        if found.is_some() || !bucket.overflows() {
+            return found;
+        }
+    }
+    None
 }
 
 /// The buckets where a key may be, the first ones locked.

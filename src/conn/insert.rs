@@ -183,10 +183,7 @@ impl ConnectionTable {
             controller.control_one_more();
         }
         match self.add(worker.0 as usize, hash, &draft, now, evicted) {
-            Ok((slot, reply)) => {
-                let entry = self.entry(slot).ok_or(InsertError::Full)?;
-                Ok((entry, reply.map(|hash| ReplyLink { slot, hash })))
-            }
+            Ok((slot, entry, reply)) => Ok((entry, reply.map(|hash| ReplyLink { slot, hash }))),
             Err(error) => {
                 if draft.template != 0 {
                     self.control_one_less(draft.template);
@@ -218,11 +215,12 @@ impl ConnectionTable {
             helped: false,
         };
         let hash = self.hash_as(Kind::Template, &new.key.flow, new.key.call_id);
-        let (slot, _) = self.add(worker.0 as usize, hash, &draft, now, evicted)?;
-        self.entry(slot).ok_or(InsertError::Full)
+        let (_, entry, _) = self.add(worker.0 as usize, hash, &draft, now, evicted)?;
+        Ok(entry)
     }
 
-    /// Returns its slot, and the hash of what its replies are found by.
+    /// Returns its slot, the entry there, and the hash of what its replies are found by.
+    #[inline(always)]
     fn add<'t>(
         &'t self,
         worker: usize,
@@ -230,7 +228,7 @@ impl ConnectionTable {
         draft: &Draft<'_>,
         now: Tick,
         evicted: &mut dyn FnMut(&Connection),
-    ) -> Result<(u32, Option<Hash>), InsertError<'t>> {
+    ) -> Result<(u32, EntryRef<'t>, Option<Hash>), InsertError<'t>> {
         let reply = draft.reply_key().map(|key| self.hash(&key));
         if let Some(hash) = reply {
             self.index.prefetch_for_insertion(hash);
@@ -269,7 +267,7 @@ impl ConnectionTable {
         self.slots.count_inserted(worker);
         self.chunk_of(number).begins(draft.state, draft.deadline);
         self.count_expected(draft.kind, entry, 1);
-        Ok((number, reply))
+        Ok((number, entry, reply))
     }
 
     /// Makes the connection findable by its replies. `Some`: there is no room in the index, and the connection has ended; it is to
@@ -277,9 +275,7 @@ impl ConnectionTable {
     pub fn link_replies(&self, link: ReplyLink) -> Option<Connection> {
         let ReplyLink { slot, hash } = link;
         let entry = self.entry(slot)?;
-        // Its words stay as they are at least until the end of the batch, also when it is retired.
-        let key = reply_key(entry, entry.control())?;
-        if !self.link_reply(entry, hash, &key) {
+        if !self.link_reply(entry, hash) {
             return self.retire(entry, |_| true);
         }
         if !entry.is_live() {
@@ -298,10 +294,13 @@ impl ConnectionTable {
     }
 
     /// Makes a NAT connection findable by its replies. `false`: no room in the index.
-    pub(super) fn link_reply(&self, entry: EntryRef<'_>, hash: Hash, key: &FlowKey) -> bool {
-        let key_bits = Control::key_bits(Kind::Connection, key);
+    pub(super) fn link_reply(&self, entry: EntryRef<'_>, hash: Hash) -> bool {
         let reference = Reference::new(entry.number(), Direction::Reply);
-        let is_same = |r: Reference| r.direction() == Direction::Reply && self.is_it(r, key_bits, key);
+        let is_same = |r: Reference| {
+            // Its words stay as they are at least until the end of the batch, also when it is retired.
+            let key = reply_key(entry, entry.control());
+            key.is_some_and(|key| r.direction() == Direction::Reply && self.is_same(r, Kind::Connection, &key, None))
+        };
         self.index.insert_newest(hash, reference, is_same).is_ok()
     }
 
@@ -319,6 +318,7 @@ impl ConnectionTable {
     }
 
     /// Everything but the control word.
+    #[inline(always)]
     fn write(&self, entry: EntryRef<'_>, wide: bool, draft: &Draft<'_>) {
         let set = |n: usize, value: u64| entry.slot.words[n].store(value, Ordering::Relaxed);
         let flow = draft.flow;

@@ -147,11 +147,11 @@ impl ConnectionTable {
         if self.index.insert_unique(hash, forward, is_same, || ()).is_err() {
             return false;
         }
-        let reply = reply_key(entry, control).map(|key| (self.hash(&key), key));
-        let linked = reply.is_none_or(|(hash, key)| self.link_reply(entry, hash, &key));
+        let reply = reply_key(entry, control).map(|key| self.hash(&key));
+        let linked = reply.is_none_or(|hash| self.link_reply(entry, hash));
         if !linked || !self.slots.claim(entry.number(), wide) {
             self.index.remove(hash, forward);
-            if let Some((hash, _)) = reply {
+            if let Some(hash) = reply {
                 self.index
                     .remove(hash, Reference::new(entry.number(), Direction::Reply));
             }

@@ -146,7 +146,7 @@ impl ConnectionTable {
     }
 
     /// The connection of a packet, by either direction of NAT connections. Of several that one reply matches, the newest.
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
         self.hit(self.find(hash, key)?)
     }
@@ -201,7 +201,7 @@ impl ConnectionTable {
         self.call_ids.make_room();
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, hash: Hash, key: &FlowKey) -> Option<Reference> {
         let slots = self.slots();
         let key_bits = Control::key_bits(Kind::Connection, key);

@@ -27,7 +27,7 @@ pub(super) struct Choice<'a> {
 
 impl<'a, D: Driver> Round<'a, D> {
     /// A packet of no known connection.
-    #[cold]
+    #[inline(never)]
     pub(super) fn unknown<F: Frame>(
         &mut self,
         frame: &mut F,
@@ -45,7 +45,7 @@ impl<'a, D: Driver> Round<'a, D> {
             return verdict;
         }
         let table = self.table;
-        let Some(service) = table.service_at(&parsed.flow, interface) else {
+        let Some(service) = self.services.service_at(&parsed.flow, interface) else {
             return match self.begin_outwards(frame, interface, parsed) {
                 Some(verdict) => verdict,
                 None => self.unserved(frame, interface, parsed),
@@ -277,6 +277,7 @@ impl<'a, D: Driver> Round<'a, D> {
     }
 
     /// Enters the connection and sends its first packet.
+    #[inline(never)]
     fn begin<F: Frame>(
         &mut self,
         frame: &mut F,
@@ -314,6 +315,7 @@ impl<'a, D: Driver> Round<'a, D> {
 
     /// Enters a connection, and counts it on its destination. `key`: its flow, and the hash of that. `lasts`: the state it
     /// begins in, and for how long.
+    #[inline(always)]
     pub(super) fn enter(
         &mut self,
         service: &Service,
@@ -409,7 +411,7 @@ impl<'a, D: Driver> Round<'a, D> {
     ) -> Option<Verdict> {
         let flow = quote.flow.reversed();
         let table = self.table;
-        let service = table.service_at(&flow, interface)?;
+        let service = self.services.service_at(&flow, interface)?;
         if !service.schedules(&flow) {
             return None;
         }

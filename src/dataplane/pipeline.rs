@@ -24,7 +24,7 @@ use crate::packet::steady::{self, Steady, Tcp, Udp};
 use crate::packet::{DropReason, Frame};
 use crate::scheduler::Batch;
 use crate::table::defence::PacketDropper;
-use crate::table::{Hops, Table};
+use crate::table::{Finder, Hops, Table};
 
 /// What a frame is.
 #[derive(Clone, Copy)]
@@ -175,6 +175,7 @@ impl Pipeline {
             reader: self.connections.reader(),
             hops: &self.hops,
             table,
+            services: Finder::new(table),
             timeouts: &self.timeouts,
             now,
             now_ns,

@@ -15,7 +15,7 @@ use crate::packet::{ChecksumOffload, DropReason, Frame, Parsed, rewrite};
 use crate::scheduler::Batch;
 use crate::service::Method;
 use crate::table::defence::PacketDropper;
-use crate::table::{Destination, Hops, InterfaceId, Table};
+use crate::table::{Destination, Finder, Hops, InterfaceId, Table};
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(super) struct Round<'a, D: Driver> {
     pub reader: Reader<'a>,
     pub hops: &'a Hops,
     pub table: &'a Table,
+    /// Its services.
+    pub services: Finder<'a>,
     pub timeouts: &'a TimeoutTable,
     pub now: Tick,
     pub now_ns: u64,

@@ -47,7 +47,7 @@ impl Hops {
         let word = pair(interface, link);
         let first = (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
         for probe in 0..Hops::PROBES {
-            let n = (first + probe) % (Hops::CAPACITY - 1) + 1;
+            let n = ((first + probe) % Hops::CAPACITY).max(1);
             let seen = match self.slots[n].load(Ordering::Relaxed) {
                 0 => self.slots[n]
                     .compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed)
