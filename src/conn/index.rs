@@ -298,14 +298,23 @@ impl Index {
         probes.expect("as many buckets as probes follow the last home")
     }
 
-    /// The first reference with this hash's tag that `is_it` takes. Of what is not there, most often one look says so.
+    /// One look says that there is no reference with this hash: so of most that have none.
     #[inline(always)]
-    pub fn find(&self, hash: Hash, is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
-        let probes = self.probes(hash);
-        if probes[0].matches(hash.tag) == 0 && !probes[0].overflows() {
-            return None;
+    pub fn is_absent(&self, hash: Hash) -> bool {
+        let home = &self.probes(hash)[0];
+        home.matches(hash.tag) == 0 && !home.overflows()
+    }
+
+    /// The first reference with this hash's tag that `is_it` takes.
+    #[inline(never)]
+    pub fn find(&self, hash: Hash, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
+        for bucket in self.probes(hash) {
+            let found = bucket.find(hash.tag, &mut is_it);
+            if found.is_some() || !bucket.overflows() {
+                return found;
+            }
         }
-        find_among(probes, hash.tag, is_it)
+        None
     }
 
     /// Inserts a key that must be there once only. `publish` runs when it is sure that the key is new, before anyone can
@@ -319,7 +328,9 @@ impl Index {
         publish: impl FnOnce(),
     ) -> Result<(), Refused> {
         let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
-        if let Some(there) = self.find(hash, is_same) {
+        if !self.is_absent(hash)
+            && let Some(there) = self.find(hash, is_same)
+        {
             return Err(Refused::Exists(there));
         }
         publish();
@@ -406,17 +417,6 @@ impl Index {
             .map(|b| b.control.load(Ordering::Relaxed) as u64)
             .sum()
     }
-}
-
-#[inline(never)]
-fn find_among(probes: &[Bucket; PROBES_MAX], tag: u16, mut is_it: impl FnMut(Reference) -> bool) -> Option<Reference> {
-    for bucket in probes {
-        let found = bucket.find(tag, &mut is_it);
-        if found.is_some() || !bucket.overflows() {
-            return found;
-        }
-    }
-    None
 }
 
 /// The buckets where a key may be, the first ones locked.

@@ -146,7 +146,7 @@ impl ConnectionTable {
     }
 
     /// The connection of a packet, by either direction of NAT connections. Of several that one reply matches, the newest.
-    #[inline(always)]
+    #[inline]
     pub fn lookup(&self, hash: Hash, key: &FlowKey) -> Option<Hit<'_>> {
         self.hit(self.find(hash, key)?)
     }
@@ -201,7 +201,13 @@ impl ConnectionTable {
         self.call_ids.make_room();
     }
 
+    /// One look says that it is no connection's: so of most that begin one. `false`: look it up.
     #[inline(always)]
+    pub fn is_absent(&self, hash: Hash) -> bool {
+        self.index.is_absent(hash)
+    }
+
+    #[inline]
     fn find(&self, hash: Hash, key: &FlowKey) -> Option<Reference> {
         let slots = self.slots();
         let key_bits = Control::key_bits(Kind::Connection, key);

@@ -129,13 +129,7 @@ impl<'a, D: Driver> Round<'a, D> {
         payload: impl FnOnce() -> &'f [u8],
     ) -> Result<Choice<'a>, DropReason> {
         let Some((persistence, key)) = service.persistence.as_ref().zip(service.template_key(flow)) else {
-            let id = service.pick(flow, &mut self.ahead).ok_or(DropReason::NoDestination)?;
-            let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
-            return Ok(Choice {
-                id,
-                destination,
-                template: None,
-            });
+            return self.schedule(service, flow);
         };
         let call_id = self.call_id(service, payload)?;
         let key = TemplateKey { flow: key, call_id };
@@ -153,10 +147,21 @@ impl<'a, D: Driver> Round<'a, D> {
                 _ => self.end_template(template),
             }
         }
-        let id = service.pick(flow, &mut self.ahead).ok_or(DropReason::NoDestination)?;
-        let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
+        let Choice { id, destination, .. } = self.schedule(service, flow)?;
         let ticks = ticks_of_seconds(persistence.timeout_s);
         self.insert_template(service, key, id, destination, ticks)
+    }
+
+    /// The scheduler's choice.
+    #[inline(always)]
+    fn schedule(&mut self, service: &'a Service, flow: &FlowKey) -> Result<Choice<'a>, DropReason> {
+        let id = service.pick(flow, &mut self.ahead).ok_or(DropReason::NoDestination)?;
+        let destination = self.table.destination(id).ok_or(DropReason::NoDestination)?;
+        Ok(Choice {
+            id,
+            destination,
+            template: None,
+        })
     }
 
     /// With the persistence engine `sip` a template is for one call.

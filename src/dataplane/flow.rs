@@ -34,8 +34,22 @@ impl<D: Driver> Round<'_, D> {
     }
 
     /// The guess was wrong, or there was none.
+    #[inline(always)]
+    fn search<F: Frame>(
+        &mut self,
+        frame: &mut F,
+        interface: InterfaceId,
+        parsed: &Parsed,
+        hash: Hash,
+    ) -> Verdict {
+        if self.connections.is_absent(hash) && tcp::may_create(parsed.tcp_flags) {
+            return self.unknown(frame, interface, parsed, hash);
+        }
+        self.search_closely(frame, interface, parsed, hash)
+    }
+
     #[inline(never)]
-    pub(super) fn search<F: Frame>(
+    fn search_closely<F: Frame>(
         &mut self,
         frame: &mut F,
         interface: InterfaceId,
@@ -47,7 +61,7 @@ impl<D: Driver> Round<'_, D> {
         }
         if !tcp::may_create(parsed.tcp_flags) && self.waiting.has(hash) {
             self.link_waiting();
-            return self.search(frame, interface, parsed, hash);
+            return self.search_closely(frame, interface, parsed, hash);
         }
         self.unknown(frame, interface, parsed, hash)
     }

@@ -86,11 +86,6 @@ impl Line {
         Connections(self.0[lane % LANES].load(Ordering::Relaxed))
     }
 
-    #[inline(always)]
-    fn from(&self, lane: usize, n: usize) -> impl Iterator<Item = Connections> {
-        let counts = self.0.iter().skip(lane).take(n);
-        counts.map(|count| Connections(count.load(Ordering::Relaxed)))
-    }
 }
 
 /// Of one worker. Processors load lines in pairs: the next worker's are in another.
@@ -101,6 +96,16 @@ struct Lines {
     own: Line,
     /// What all others had counted when it looked. No other worker reads it.
     others: Line,
+}
+
+/// `n` lanes from that one on; of a whole line the compiler need not count them.
+#[inline(always)]
+fn each_lane(first: usize, n: usize, take: impl FnMut(usize)) {
+    if n == LANES {
+        (0..LANES).for_each(take);
+    } else {
+        (first..first + n).for_each(take);
+    }
 }
 
 /// Who looks at connections.
@@ -131,13 +136,12 @@ impl Counts {
     #[inline(always)]
     pub fn each(&self, n: usize, view: View, mut take: impl FnMut(Connections)) {
         match (&*self.lines, view) {
-            ([one], _) => one.own.from(self.lane, n).for_each(take),
+            ([one], _) => each_lane(self.lane, n, |lane| take(one.own.connections(lane))),
             (_, View::By(worker)) => {
                 let Lines { own, others } = self.lines_of(worker);
-                let pairs = own.from(self.lane, n).zip(others.from(self.lane, n));
-                pairs.for_each(|(own, others)| take(own + others));
+                each_lane(self.lane, n, |lane| take(own.connections(lane) + others.connections(lane)));
             }
-            (_, View::Whole) => (self.lane..self.lane + n).for_each(|lane| take(self.sum_of(lane))),
+            (_, View::Whole) => each_lane(self.lane, n, |lane| take(self.sum_of(lane))),
         }
     }
 

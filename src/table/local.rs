@@ -35,11 +35,16 @@ impl LocalAddresses {
     }
 
     /// Whether it is one of them.
-    #[inline]
+    #[inline(always)]
     pub fn contains(&self, address: &IpAddr) -> bool {
         let n = bucket(address);
         let may_be_host = self.some[n / 64] >> (n % 64) & 1 != 0;
-        may_be_host && self.hosts.contains(address) || self.prefixes.iter().any(|prefix| within(*address, *prefix))
+        (may_be_host || !self.prefixes.is_empty()) && self.has(address)
+    }
+
+    #[inline(never)]
+    fn has(&self, address: &IpAddr) -> bool {
+        self.hosts.contains(address) || self.prefixes.iter().any(|prefix| within(*address, *prefix))
     }
 
     /// The same and these.
@@ -60,7 +65,7 @@ impl LocalAddresses {
 }
 
 /// A number below 1024, of hosts side by side different ones.
-#[inline]
+#[inline(always)]
 fn bucket(address: &IpAddr) -> usize {
     let bits = match address {
         IpAddr::V4(v4) => v4.to_bits() as u64,
