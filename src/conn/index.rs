@@ -114,8 +114,7 @@ impl Bucket {
     /// Bit n: lane n has this tag. May have bits too many, never too few.
     #[inline]
     fn matches(&self, tag: u16) -> u32 {
-        let low = self.tags[0].load(Ordering::Relaxed);
-        let high = self.tags[1].load(Ordering::Relaxed);
+        let [low, high] = self.tag_words();
         equal_lanes(low, high, tag)
     }
 
@@ -164,6 +163,19 @@ impl Bucket {
     fn empty_lane(&self) -> Option<usize> {
         let lanes = self.matches(0);
         (lanes != 0).then(|| lanes.trailing_zeros() as usize % LANES)
+    }
+
+    /// The same, when no lane has this tag. The bucket is locked.
+    #[inline(always)]
+    fn lane_for_first(&self, tag: u16) -> Option<usize> {
+        let [low, high] = self.tag_words();
+        let empty = equal_lanes(low, high, 0);
+        (empty != 0 && equal_lanes(low, high, tag) == 0).then(|| empty.trailing_zeros() as usize % LANES)
+    }
+
+    #[inline(always)]
+    fn tag_words(&self) -> [u64; 2] {
+        [&self.tags[0], &self.tags[1]].map(|word| word.load(Ordering::Relaxed))
     }
 
     fn lane_of(&self, reference: u32) -> Option<usize> {
@@ -328,9 +340,15 @@ impl Index {
         publish: impl FnOnce(),
     ) -> Result<(), Refused> {
         let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
-        if !self.is_absent(hash)
-            && let Some(there) = self.find(hash, is_same)
+        let home = window.last();
+        if let Some(lane) = home.lane_for_first(hash.tag)
+            && !home.overflows()
         {
+            publish();
+            home.fill(lane, hash.tag, reference);
+            return Ok(());
+        }
+        if let Some(there) = self.find(hash, is_same) {
             return Err(Refused::Exists(there));
         }
         publish();
@@ -345,10 +363,12 @@ impl Index {
         mut is_same: impl FnMut(Reference) -> bool,
     ) -> Result<(), Refused> {
         let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
-        let place = window.place(hash.tag, reference).ok_or(Refused::NoRoom)?;
-        if place.0 == 0 && window.buckets[0].matches(hash.tag) == 1 << place.1 {
+        let home = window.last();
+        if let Some(lane) = home.lane_for_first(hash.tag) {
+            home.fill(lane, hash.tag, reference);
             return Ok(());
         }
+        let place = window.place(hash.tag, reference).ok_or(Refused::NoRoom)?;
         // Each older one before that place moves to the place of the next older, and the oldest of them to that place.
         let mut carried = reference;
         for (distance, bucket) in window.buckets[..=place.0].iter().enumerate() {
@@ -438,20 +458,8 @@ impl Window<'_> {
     }
 
     /// Fills the first empty lane. Returns bucket and lane, `None` when all are full or a lock's holder does not run.
-    #[inline(always)]
+    #[inline(never)]
     fn place(&mut self, tag: u16, reference: Reference) -> Option<(usize, usize)> {
-        let home = &self.buckets[0];
-        match home.empty_lane() {
-            Some(lane) => {
-                home.fill(lane, tag, reference);
-                Some((0, lane))
-            }
-            None => self.place_further(tag, reference),
-        }
-    }
-
-    #[cold]
-    fn place_further(&mut self, tag: u16, reference: Reference) -> Option<(usize, usize)> {
         loop {
             let distance = self.locked - 1;
             if let Some(lane) = self.last().empty_lane() {

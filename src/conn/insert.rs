@@ -272,6 +272,7 @@ impl ConnectionTable {
 
     /// Makes the connection findable by its replies. `Some`: there is no room in the index, and the connection has ended; it is to
     /// be taken off its destination's numbers.
+    #[inline(never)]
     pub fn link_replies(&self, link: ReplyLink) -> Option<Connection> {
         let ReplyLink { slot, hash } = link;
         let entry = self.entry(slot)?;

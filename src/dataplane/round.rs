@@ -65,15 +65,16 @@ impl<D: Driver> Round<'_, D> {
     #[inline(always)]
     pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, fragments: &mut Reassembly) {
         let Received { mut frame, interface } = received;
-        if let Finding::SteadyTcp(packet) = &looked.finding
-            && let Some(exit) = self.express(&mut frame, interface, looked.guess, packet)
-        {
-            return self.transmit(frame, exit);
+        let Finding::SteadyTcp(packet) = &looked.finding else {
+            return self.one_other(frame, interface, looked, fragments);
+        };
+        match self.express(&mut frame, interface, looked.guess, packet) {
+            Some(exit) => self.transmit(frame, exit),
+            None => self.long_way(frame, interface, looked, fragments),
         }
-        self.one_other(frame, interface, looked, fragments);
     }
 
-    /// The same of all but established TCP. Not inlined: the way of that is the shorter without it.
+    /// The same of all but TCP. Not inlined: the way of that is the shorter without it.
     #[inline(never)]
     fn one_other(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
         if let Finding::SteadyUdp(packet) = &looked.finding
@@ -85,7 +86,7 @@ impl<D: Driver> Round<'_, D> {
     }
 
     /// Lets replies find a new connection.
-    #[inline(never)]
+    #[inline(always)]
     pub(super) fn link(&self, link: ReplyLink) {
         if let Some(gone) = self.connections.link_replies(link) {
             self.table.count_off(self.worker, &gone);
