@@ -35,13 +35,7 @@ impl<D: Driver> Round<'_, D> {
 
     /// The guess was wrong, or there was none.
     #[inline(always)]
-    fn search<F: Frame>(
-        &mut self,
-        frame: &mut F,
-        interface: InterfaceId,
-        parsed: &Parsed,
-        hash: Hash,
-    ) -> Verdict {
+    fn search<F: Frame>(&mut self, frame: &mut F, interface: InterfaceId, parsed: &Parsed, hash: Hash) -> Verdict {
         if self.connections.is_absent(hash) && tcp::may_create(parsed.tcp_flags) {
             return self.unknown(frame, interface, parsed, hash);
         }

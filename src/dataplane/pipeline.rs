@@ -193,8 +193,9 @@ impl Pipeline {
         let looked = &self.looked[..batch.len()];
         let entries = round.reader;
         looked.iter().take(AHEAD).for_each(|soon| entries.prefetch(soon.guess));
-        for (n, (received, now)) in batch.drain(..).zip(looked).enumerate() {
-            if let Some(later) = looked.get(n + AHEAD) {
+        let mut later = looked.get(AHEAD..).unwrap_or_default().iter();
+        for (received, now) in batch.drain(..).zip(looked) {
+            if let Some(later) = later.next() {
                 entries.prefetch(later.guess);
             }
             round.one(received, now, &mut self.fragments);

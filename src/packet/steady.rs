@@ -180,15 +180,15 @@ pub fn read<T: Transport>(bytes: &[u8], offload: Offload) -> Option<Steady<T>> {
     let byte = |at: usize| headers[at];
     let short = |at: usize| u16::from_ne_bytes([headers[at], headers[at + 1]]);
     let long = |at: usize| u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]);
-    // IPv4, version 4, five words of header.
-    let kind = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
-    if long(ETHER_TYPE) & kind != u32::from_ne_bytes([0x08, 0x00, 0x45, 0]) {
-        return None;
-    }
-    // No fragment, whatever the TTL, and that protocol.
+    // No fragment, whatever the TTL, and that protocol: what most often is otherwise.
     let [high, low] = (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be_bytes();
     let kind = u32::from_ne_bytes([high, low, 0, 0xff]);
     if long(FRAGMENTATION) & kind != u32::from_ne_bytes([0, 0, 0, T::PROTOCOL.0]) {
+        return None;
+    }
+    // IPv4, version 4, five words of header.
+    let kind = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+    if long(ETHER_TYPE) & kind != u32::from_ne_bytes([0x08, 0x00, 0x45, 0]) {
         return None;
     }
     if byte(TTL) <= 1 {

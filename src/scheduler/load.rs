@@ -85,7 +85,6 @@ impl Line {
     fn connections(&self, lane: usize) -> Connections {
         Connections(self.0[lane % LANES].load(Ordering::Relaxed))
     }
-
 }
 
 /// Of one worker. Processors load lines in pairs: the next worker's are in another.
@@ -139,7 +138,9 @@ impl Counts {
             ([one], _) => each_lane(self.lane, n, |lane| take(one.own.connections(lane))),
             (_, View::By(worker)) => {
                 let Lines { own, others } = self.lines_of(worker);
-                each_lane(self.lane, n, |lane| take(own.connections(lane) + others.connections(lane)));
+                each_lane(self.lane, n, |lane| {
+                    take(own.connections(lane) + others.connections(lane))
+                });
             }
             (_, View::Whole) => each_lane(self.lane, n, |lane| take(self.sum_of(lane))),
         }

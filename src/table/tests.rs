@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::packet::Protocol;
-use crate::service::TransportProtocol;
+use crate::service::{MarkRule, TransportProtocol};
 
 struct First;
 
@@ -26,6 +26,13 @@ fn service(protocol: TransportProtocol, address: &str, port: u16) -> Arc<Service
         one_packet: false,
         sip: false,
     })
+}
+
+fn service_of_mark(mark: u32) -> Arc<Service> {
+    let of_any_address = service(TransportProtocol::Tcp, "10.0.0.1", 0);
+    let mut service = Arc::into_inner(of_any_address).expect("nobody else has it");
+    service.key = ServiceKey::FwMark { mark, ipv6: false };
+    Arc::new(service)
 }
 
 fn flow(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> FlowKey {
@@ -71,6 +78,62 @@ fn exact_before_any_port_and_families_apart() {
             .service(&flow(Protocol::UDP, ("192.0.2.1", 1), ("10.0.0.1", 80)))
             .is_none()
     );
+}
+
+/// Goal: who has the last service at hand finds no other one. How: packets for every pair of services, one after the other, and
+/// for none; then the same with a mark for one of two clients.
+#[test]
+fn finder_finds_what_the_table_finds() {
+    let addresses = [
+        service(TransportProtocol::Tcp, "10.0.0.1", 80),
+        service(TransportProtocol::Udp, "10.0.0.1", 80),
+        service(TransportProtocol::Tcp, "10.0.0.1", 0),
+        service(TransportProtocol::Tcp, "10.0.0.2", 80),
+        service(TransportProtocol::Tcp, "::a00:1", 80),
+    ];
+    let (a, b, v6) = (("192.0.2.1", 9), ("192.0.2.2", 9), ("2001:db8::1", 9));
+    let flows = [
+        flow(Protocol::TCP, a, ("10.0.0.1", 80)),
+        flow(Protocol::TCP, b, ("10.0.0.1", 80)),
+        flow(Protocol::UDP, a, ("10.0.0.1", 80)),
+        flow(Protocol::TCP, a, ("10.0.0.1", 81)),
+        flow(Protocol::TCP, a, ("10.0.0.2", 80)),
+        flow(Protocol::TCP, v6, ("::a00:1", 80)),
+        flow(Protocol::TCP, a, ("10.0.0.3", 80)),
+    ];
+    let rule = MarkRule {
+        mark: 7,
+        protocol: None,
+        source: Some("192.0.2.2/32".parse().unwrap()),
+        source_port: None,
+        destination: None,
+        destination_port: None,
+        interface: None,
+    };
+    let plain = table(Services::new(addresses.clone(), Arc::default()));
+    let marked = Table {
+        classifier: Arc::new(Classifier::new(&[rule], &[])),
+        ..table(Services::new(
+            addresses.into_iter().chain([service_of_mark(7)]),
+            Arc::default(),
+        ))
+    };
+    for (table, distinct) in [(plain, 5), (marked, 6)] {
+        let place = |service: &Arc<Service>| Arc::as_ptr(service).addr();
+        let mut found = HashSet::new();
+        for first in &flows {
+            for second in &flows {
+                let mut finder = Finder::new(&table);
+                for flow in [first, second, first] {
+                    let expected = table.service_at(flow, InterfaceId(0)).map(place);
+                    let service = finder.service_at(flow, InterfaceId(0)).map(place);
+                    assert_eq!(service, expected, "{flow:?} after {first:?}");
+                    found.extend(service);
+                }
+            }
+        }
+        assert_eq!(found.len(), distinct, "services that were asked for");
+    }
 }
 
 #[test]
