@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use memmap2::{Advice, MmapMut};
 use uvs::dataplane::driver::{Driver, InterfaceStatistics, Received};
-use uvs::packet::{FlowKey, Frame, NoRoom, Offload, Protocol, Window, checksum};
+use uvs::packet::{FlowKey, Frame, NoRoom, Offload, Protocol, TcpFlags, Window, checksum};
 use uvs::table::InterfaceId;
 
 pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
@@ -115,6 +115,13 @@ fn endpoint(client: u32) -> (Ipv4Addr, u16) {
 pub fn flow(protocol: Protocol, client: u32) -> FlowKey {
     let (address, port) = endpoint(client);
     FlowKey::new(protocol, (address.into(), port), (VIP.into(), 80))
+}
+
+/// The frame of a client's acknowledgement or datagram.
+pub fn packet(flow: &FlowKey) -> [u8; FRAME_LEN] {
+    let mut bytes = [0; FRAME_LEN];
+    write_packet(&mut bytes, flow, TcpFlags::ACK);
+    bytes
 }
 
 /// A segment of no data, or a datagram of 18 bytes, with whole checksums.

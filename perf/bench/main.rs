@@ -3,6 +3,7 @@
 
 mod children;
 mod driver;
+mod filter;
 mod gate;
 mod report;
 mod runs;

@@ -44,6 +44,9 @@ pub enum Run {
         #[arg(long, value_name = "CPU", required = true)]
         cpu: Vec<usize>,
     },
+    /// The XDP filter by itself, as root: nanoseconds for a client's frame, for a real server's reply, for a frame of the kernel's, and
+    /// of a program that only drops.
+    Filter,
     /// Rules applied, and one weight changed among them: milliseconds each.
     Control {
         /// Services of 10 servers each.
@@ -96,6 +99,10 @@ impl Run {
             Run::New(traffic) => print_traffic(traffic, traffic.connections + 2 * traffic.new_a_round(), begins),
             Run::Picks { scheduler, servers } => println!("{}", picks(scheduler, *servers)),
             Run::Handover { cpu } => println!("{}", handover(cpu)),
+            Run::Filter => match super::filter::measure() {
+                Ok([service, reply, other, drop]) => println!("{service} {reply} {other} {drop}"),
+                Err(error) => refuse(&format!("the filter: {error}")),
+            },
             Run::Control { services } => {
                 let (applied, edited) = control(*services);
                 println!("{} {}", milliseconds(applied), milliseconds(edited));

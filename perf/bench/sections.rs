@@ -29,6 +29,8 @@ pub enum Section {
     Workers,
     /// Picks of the schedulers by themselves.
     Picks,
+    /// The XDP filter by itself.
+    Filter,
     /// Rules applied, in memory.
     Control,
 }
@@ -51,6 +53,7 @@ impl Setup {
             Section::New => self.new_connections(report),
             Section::Workers => self.workers(report),
             Section::Picks => self.picks(report),
+            Section::Filter => self.filter(report),
             Section::Control => self.control(report),
         }
     }
@@ -164,6 +167,19 @@ impl Setup {
                     _ => row,
                 });
             }
+        }
+    }
+
+    fn filter(&self, report: &mut Report) {
+        let runs: Vec<Vec<f64>> = (0..self.runs).map(|_| self.children.ours(&words("filter"))).collect();
+        let column = |n: usize| runs.iter().map(|numbers| numbers[n]).collect::<Vec<f64>>();
+        let drop = column(3);
+        for (n, what) in ["a client's to a service", "a real server's reply", "the kernel's"]
+            .iter()
+            .enumerate()
+        {
+            let row = Row::new(format!("filter, a frame: {what}"), "ns/frame", &column(n));
+            report.add(row.beside(&drop));
         }
     }
 

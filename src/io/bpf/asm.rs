@@ -111,6 +111,8 @@ impl If {
 pub enum Operation {
     /// Addition.
     Add,
+    /// Multiplication.
+    Multiply,
     /// Remainder of an unsigned division.
     Modulo,
     /// Bitwise and.
@@ -129,6 +131,7 @@ impl Operation {
     fn bits(self) -> u8 {
         match self {
             Operation::Add => 0x00,
+            Operation::Multiply => 0x20,
             Operation::Modulo => 0x90,
             Operation::Xor => 0xa0,
             Operation::And => 0x50,

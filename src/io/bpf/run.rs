@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use super::{Command, Program, bpf};
 
@@ -41,6 +42,17 @@ impl Program {
                 ..TestRun::default()
             },
         )
+    }
+
+    /// Runs it `repeat` times on the same frame, and tells how long all took. What it redirects goes nowhere.
+    pub fn run_timed(&self, frame: &[u8], repeat: u32) -> io::Result<Duration> {
+        let start = Instant::now();
+        let attribute = TestRun {
+            repeat,
+            ..TestRun::default()
+        };
+        self.run(frame, attribute)?;
+        Ok(start.elapsed())
     }
 
     /// Runs it `repeat` times on copies of `frame`, in batches of 64, in the namespace of the calling thread; what it

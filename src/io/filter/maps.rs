@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::keys::{
     KEY_LEN, Key, ROLE_LOCAL, ROLE_NAT_SHIFT, ROLE_TUNNEL, ROLE_VIP, address_key, endpoint_key, protocol_role,
 };
+use super::quick::Quick;
 use crate::io::bpf::map::MapType;
 use crate::io::bpf::{BpfError, Map};
 use crate::service::TransportProtocol;
@@ -49,6 +50,7 @@ pub struct FilterMaps {
     pub(super) addresses: Map,
     pub(super) services: Map,
     pub(super) nat_destinations: Map,
+    pub(super) quick: Quick,
     rules: HashSet<Rule>,
     uses: HashMap<IpAddr, Uses>,
 }
@@ -101,6 +103,7 @@ impl FilterMaps {
             addresses: Map::create(MapType::Hash, "uvs_addresses", KEY_LEN, 4, RULES_MAX)?,
             services: Map::create(MapType::Hash, "uvs_services", KEY_LEN, 1, RULES_MAX)?,
             nat_destinations: Map::create(MapType::Hash, "uvs_nat", KEY_LEN, 1, RULES_MAX)?,
+            quick: Quick::new()?,
             rules: HashSet::new(),
             uses: HashMap::new(),
         })
@@ -116,8 +119,7 @@ impl FilterMaps {
         if self.rules.contains(&rule) {
             return Ok(());
         }
-        // The port before the address: by the long text nothing matches before both are there; the straight way of XDP asks for
-        // the port alone.
+        // The port before the address: by the long text nothing matches before both are there.
         if let Some((map, key)) = self.endpoint(rule) {
             map.insert(&key, &[1]).map_err(|e| full(e, rule))?;
         }
@@ -129,6 +131,11 @@ impl FilterMaps {
             return Err(full(error, rule));
         }
         self.rules.insert(rule);
+        if let Err(error) = self.quick.insert(rule) {
+            // The error at hand is the one to tell.
+            drop(self.remove(rule));
+            return Err(full(error, rule));
+        }
         Ok(())
     }
 
@@ -137,6 +144,7 @@ impl FilterMaps {
         if !self.rules.contains(&rule) {
             return Ok(());
         }
+        self.quick.remove(rule)?;
         self.change_roles(rule, false)?;
         if let Some((map, key)) = self.endpoint(rule) {
             map.remove(&key)?;

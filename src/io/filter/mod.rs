@@ -12,6 +12,7 @@ mod maps;
 #[cfg(test)]
 mod mutated_tests;
 mod program;
+mod quick;
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +70,7 @@ impl Filter {
                 addresses: &maps.addresses,
                 services: &maps.services,
                 nat_destinations: &maps.nat_destinations,
+                quick: &maps.quick.map,
                 interface: &interface,
                 counters: counters.as_ref(),
                 sockets: sockets.as_ref(),

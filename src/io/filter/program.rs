@@ -41,7 +41,7 @@ use super::keys::{
 use crate::io::bpf::asm::{Assembler, If, Label, Operation, R0, R1, R2, R3, R6, R7, R8, R9, R10, Width};
 use crate::io::bpf::{Instruction, Map, ProgramType};
 use crate::packet::parse::EXTENSION_HEADERS_MAX;
-use access::Offset;
+use access::{Offset, XDP_DATA, XDP_DATA_END};
 
 /// Where a filter runs and what it does there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub(super) struct ProgramMaps<'a> {
     pub addresses: &'a Map,
     pub services: &'a Map,
     pub nat_destinations: &'a Map,
+    /// For the straight way.
+    pub quick: &'a Map,
     /// Of this interface: one entry, its link address.
     pub interface: &'a Map,
     /// Of this interface, if it counts.
@@ -181,6 +183,8 @@ struct Labels {
     /// R9 = 1: about a tunnel, 0: about NAT, with the roles of the source in its slot.
     by_quote: Label,
     matched: Label,
+    /// The same of XDP when R7 is the frame's first byte, and its Ethernet header is known to be there.
+    matched_at: Label,
     passed: Label,
 }
 
@@ -194,6 +198,7 @@ impl Labels {
             by_source: a.label(),
             by_quote: a.label(),
             matched: a.label(),
+            matched_at: a.label(),
             passed: a.label(),
         }
     }
@@ -508,16 +513,21 @@ impl Text<'_> {
             return;
         }
         let fine = self.a.label();
+        self.a.load(Width::B4, R7, R6, XDP_DATA);
+        self.a.load(Width::B4, R2, R6, XDP_DATA_END);
+        self.a.mov(R1, R7);
+        self.a.alu_imm(Operation::Add, R1, L3);
+        self.a.jump_if(R1, If::Greater, R2, l.passed);
+        self.a.bind(l.matched_at);
         self.a.store_imm(Width::B4, R10, INDEX, 0);
         self.look_up(self.maps.interface, INDEX);
         self.a.jump_if_imm(R0, If::Equal, 0, fine);
         // The value: link address, then 16 bits that are 0 while it is not known.
         self.a.load(Width::B2, R1, R0, 6);
         self.a.jump_if_imm(R1, If::Equal, 0, fine);
-        self.read(Offset::Constant(0), 6, SMALL, l.passed);
         for (width, at) in [(Width::B4, 0), (Width::B2, 4)] {
             self.a.load(width, R1, R0, at);
-            self.a.load(width, R2, R10, SMALL + at);
+            self.a.load(width, R2, R7, at);
             self.a.jump_if(R1, If::NotEqual, R2, l.passed);
         }
         self.a.bind(fine);

@@ -85,7 +85,7 @@ fn v6_packet(next_header: u8, source: &str, destination: &str, payload: &[u8]) -
     p
 }
 
-fn v4(protocol: u8, source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+pub(super) fn v4(protocol: u8, source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
     ethernet(0x0800, &v4_packet(protocol, source, destination, payload))
 }
 
@@ -94,7 +94,7 @@ fn v6(next_header: u8, source: &str, destination: &str, payload: &[u8]) -> Vec<u
 }
 
 /// Ports and enough behind them: a length for UDP, a data offset for TCP.
-fn ports(source: u16, destination: u16) -> Vec<u8> {
+pub(super) fn ports(source: u16, destination: u16) -> Vec<u8> {
     let mut l4 = [source.to_be_bytes(), destination.to_be_bytes(), [0, 20]].concat();
     l4.resize(20, 0);
     l4[12] = 0x50;
