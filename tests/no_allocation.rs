@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "an allocator is unsafe to be; this one counts and passes on")]
 
 #[path = "../perf/bench/driver.rs"]
+#[allow(dead_code, reason = "the bench needs more of it")]
 mod driver;
 #[path = "support/memory_director.rs"]
 mod memory_director;
