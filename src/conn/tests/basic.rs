@@ -218,6 +218,26 @@ fn guesses_are_almost_always_right() {
     assert!(wrong < CLIENTS as usize / 250, "{wrong} of {}", 2 * CLIENTS);
 }
 
+/// Goal: what is there is never called absent, what is not most often is. How: a full table, where some keys are not at home and some
+/// buckets are full.
+#[test]
+fn absent_is_only_what_is_not_there() {
+    let table = ConnectionTable::anonymous(4096, 1).unwrap();
+    for client in 0..4096 {
+        insert(
+            &table,
+            &new(flow(false, client), server(false, 1), Method::Masq),
+            Tick(1),
+        );
+    }
+    let absent = |clients: std::ops::Range<u32>| {
+        let is_absent = |client: &u32| table.is_absent(table.hash(&flow(false, *client)));
+        clients.filter(is_absent).count()
+    };
+    assert_eq!(absent(0..4096), 0);
+    assert!(absent(10_000..11_000) > 800, "{}", absent(10_000..11_000));
+}
+
 #[test]
 fn listing_shows_every_entry() {
     let table = ConnectionTable::anonymous(500, 1).unwrap();
