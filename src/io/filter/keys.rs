@@ -1,4 +1,5 @@
-//! What stands in the filter's maps: one key layout for all of them, and the roles an address can have.
+//! What stands in the filter's hash maps: one key layout for all of them, and the roles an address can have. The array of the
+//! straight way has its own (`quick`).
 //!
 //! ```text
 //!  0               16      18         19       20

@@ -45,7 +45,7 @@ impl Text<'_> {
         self.find(SERVICE, l3 + 16, PORTS + 2, l.matched_at);
         self.find(NAT_DESTINATION, l3 + 12, PORTS, nat);
         self.a.jump(long);
-        // Not what it says to the director itself, nor what a service asks for more about.
+        // Not what it says to the director itself, or to a VIP: the long text tells those apart.
         self.a.bind(nat);
         self.a.load(Width::B4, R1, R7, l3 + 16);
         self.a.store(Width::B4, R10, KEY_DESTINATION + KEY_ADDRESS, R1);
