@@ -258,9 +258,11 @@ impl Resolver {
         match state {
             // Being asked, or sure.
             Some(NeighbourState::Fresh | NeighbourState::Probing | NeighbourState::Incomplete) => false,
-            Some(NeighbourState::Stale | NeighbourState::Failed) | None => {
+            Some(NeighbourState::Stale | NeighbourState::Failed) => {
                 wanted.used.is_none_or(|used| now.duration_since(used) >= RETRY)
             }
+            // Not yet asked for, or forgotten (the link got another address), and with it the kernel's question.
+            None => true,
         }
     }
 

@@ -174,6 +174,35 @@ fn a_server_that_does_not_answer_is_unreachable_until_it_does() {
     pair.near.run(work).unwrap();
 }
 
+/// As the kernel does with all of a link's when the link gets another address. Asked for a moment ago, the neighbour
+/// would else be left alone for as long as one that does not answer.
+#[test]
+fn a_neighbour_that_the_kernel_forgot_is_asked_for_at_once() {
+    let Some(pair) = Pair::new("forgot") else { return };
+    let work = || {
+        let mut resolver = Resolver::open(Instant::now()).unwrap();
+        let eth0 = resolver.link_named("eth0").unwrap().index;
+        let mut netlink = Netlink::open().unwrap();
+        let now = Instant::now();
+        for _ in 0..3 {
+            // The resolver's clock stands still.
+            let reached = |resolver: &mut Resolver| {
+                resolver.refresh(now).unwrap();
+                let reach = resolver.resolve(ip("10.9.0.2"), &[eth0], now).unwrap();
+                matches!(reach, Reach::Hop { .. })
+            };
+            let start = Instant::now();
+            while !reached(&mut resolver) {
+                assert!(start.elapsed() < Duration::from_secs(5), "not asked for");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            netlink.delete_neighbour(eth0, ip("10.9.0.2")).unwrap();
+            assert!(!reached(&mut resolver), "gone");
+        }
+    };
+    pair.near.run(work).unwrap();
+}
+
 #[test]
 fn a_neighbour_made_permanent_stays_so() {
     let Some(pair) = Pair::new("permanent") else { return };
