@@ -79,10 +79,10 @@ impl Looked {
 /// a packet; 48 all at once, 35 at 8 or 32.
 const AHEAD: usize = 16;
 
-/// So many entries are asked for one right after the other. Where the kernel's work has thrown page tables out of the caches, each
-/// takes a walk through them; side by side these go on at the same time, with a frame's work between them they do not. From end to
-/// end at a million flows: 82 ns a packet from here on, 119 one by one. By itself, with the tables in the caches, it makes no
-/// difference up to 4; 3 ns at 8.
+/// So many entries are asked for one right after the other. Where other work has thrown page tables out of the caches, each takes a
+/// walk through them; side by side such walks go on at the same time, with a frame's work between them they do not. At a million
+/// flows between the kernel's work 121 ns a packet from here on became 78. With the tables in the caches it makes no difference, but at
+/// 8 and more entries (perf/README.md).
 const GROUP: usize = 4;
 
 /// The state of one worker between batches.
