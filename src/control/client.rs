@@ -53,6 +53,12 @@ pub enum ClientError {
         /// The socket.
         path: PathBuf,
     },
+    /// The daemon closed the socket with the request unread: nothing has been done.
+    #[error("{path}: uvs closed the connection before it had read the request: it stopped", path = path.display())]
+    Unheard {
+        /// The socket.
+        path: PathBuf,
+    },
     /// A limit of the protocol.
     #[error("{what} is longer than {max} bytes")]
     TooLong {
@@ -132,8 +138,9 @@ impl Transport for Client {
         let until = Instant::now() + self.patience;
         loop {
             let answer = self.call_once(request);
-            // In neither case has anything been done.
+            // In none of these cases has anything been done.
             let is_between = match &answer {
+                Err(ClientError::Unheard { .. }) => true,
                 Err(ClientError::NotRunning { error, .. }) => error.kind() == io::ErrorKind::ConnectionRefused,
                 Ok(Reply::Error { message }) => message == STOPPING,
                 _ => false,
@@ -157,21 +164,20 @@ impl Client {
             });
         }
         let mut stream = self.connect()?;
-        match stream.write_all(&line) {
+        let sent = match stream.write_all(&line) {
+            Ok(()) => true,
             // A daemon that refuses the caller may close before it has read everything; its answer may still be there.
-            Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
-                return Err(self.broken("send the request", error));
-            }
-            _ => {}
-        }
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => false,
+            Err(error) => return Err(self.broken("send the request", error)),
+        };
         let mut answer = Vec::new();
         let mut limited = BufReader::new(stream).take(REPLY_LEN_MAX as u64 + 1);
-        match limited.read_until(b'\n', &mut answer) {
-            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
-                return Err(self.broken("read the answer", error));
-            }
-            _ => {}
-        }
+        let heard = match limited.read_until(b'\n', &mut answer) {
+            Ok(_) => sent,
+            // The other end of a Unix socket was closed, and not all had been read there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => false,
+            Err(error) => return Err(self.broken("read the answer", error)),
+        };
         if answer.len() > REPLY_LEN_MAX {
             return Err(ClientError::TooLong {
                 what: "the answer",
@@ -179,8 +185,10 @@ impl Client {
             });
         }
         if answer.is_empty() {
-            return Err(ClientError::NoAnswer {
-                path: self.path.clone(),
+            let path = self.path.clone();
+            return Err(match heard {
+                true => ClientError::NoAnswer { path },
+                false => ClientError::Unheard { path },
             });
         }
         serde_json::from_slice(&answer).map_err(ClientError::Nonsense)
@@ -240,6 +248,8 @@ mod tests {
             thread::sleep(Duration::from_millis(100));
             std::fs::remove_file(&path).unwrap();
             let listener = UnixListener::bind(&path).unwrap();
+            // A connection that the one before had not taken up, or not read, when it ended.
+            drop(listener.accept().unwrap());
             let stopping = format!("{{\"reply\":\"error\",\"message\":\"{STOPPING}\"}}\n");
             for answer in [stopping.as_str(), "{\"reply\":\"ok\",\"version\":\"9\",\"pid\":7}\n"] {
                 let (mut stream, _) = listener.accept().unwrap();

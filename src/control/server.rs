@@ -114,7 +114,7 @@ pub struct Server {
     /// Device and inode of our file: another daemon's file at the same path is left alone.
     identity: (u64, u64),
     stopping: Arc<AtomicBool>,
-    /// Clients between their request and the end of its answer.
+    /// Clients that came with a request or have sent one, and not all of its answer yet.
     busy: Arc<AtomicUsize>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
@@ -272,8 +272,11 @@ impl Accepting {
             requests: self.requests.clone(),
             stopping: self.stopping.clone(),
             busy: self.busy.clone(),
+            is_busy: false,
             pending: Vec::new(),
         };
+        // Already, not when its request was read: else the program might end in between, and nobody knew whether it was carried out.
+        client.set_busy(true);
         if let Some(message) = refusal {
             log::warn!("control socket: refused: {message}");
             // It is being sent away: whether it hears why is its affair.
@@ -307,8 +310,16 @@ struct Client {
     requests: Sender<Asked>,
     stopping: Arc<AtomicBool>,
     busy: Arc<AtomicUsize>,
+    /// Counted there.
+    is_busy: bool,
     /// Read, and not yet a whole line.
     pending: Vec<u8>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.set_busy(false);
+    }
 }
 
 /// How a client's turn ended.
@@ -325,10 +336,10 @@ impl Client {
         loop {
             match self.line() {
                 Ok(Line::Request(line)) => {
-                    self.busy.fetch_add(1, Ordering::Relaxed);
+                    self.set_busy(true);
                     let reply = self.ask(&line);
                     let written = self.write(&reply);
-                    self.busy.fetch_sub(1, Ordering::Relaxed);
+                    self.set_busy(false);
                     if let Err(error) = written {
                         log::info!("control socket: writing a reply: {error}");
                         return;
@@ -346,6 +357,15 @@ impl Client {
                 }
             }
         }
+    }
+
+    fn set_busy(&mut self, busy: bool) {
+        match (self.is_busy, busy) {
+            (false, true) => self.busy.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.busy.fetch_sub(1, Ordering::Relaxed),
+            _ => return,
+        };
+        self.is_busy = busy;
     }
 
     fn ask(&self, line: &[u8]) -> Reply {
@@ -403,6 +423,9 @@ impl Client {
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                     if self.stopping.load(Ordering::Relaxed) {
                         return Ok(Line::End);
+                    }
+                    if self.pending.is_empty() {
+                        self.set_busy(false);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -169,6 +169,30 @@ fn the_last_answer_is_written_before_the_server_is_gone() {
     assert!(is_ok(&receive(&mut client)));
 }
 
+/// Else the program could end between reading a request and counting it, and its client would not know what became of it.
+#[test]
+fn a_client_that_came_with_a_request_is_waited_for() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.connect();
+    let server = fixture.server.take().unwrap();
+    let start = Instant::now();
+    while server.busy.load(Ordering::Relaxed) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "it is not counted");
+        thread::sleep(Duration::from_millis(1));
+    }
+    // Nobody carries anything out any more.
+    fixture.requests = crossbeam_channel::never();
+    let gone = thread::spawn(move || drop(server));
+    thread::sleep(Duration::from_millis(50));
+    assert!(!gone.is_finished(), "its request is on the way");
+    send(&mut client, b"{\"request\":\"ping\"}\n");
+    match receive(&mut client) {
+        Reply::Error { message } => assert_eq!(message, STOPPING),
+        other => panic!("{other:?}"),
+    }
+    gone.join().unwrap();
+}
+
 #[test]
 fn root_and_our_own_user_only() {
     assert!(may_ask(0, 0) && may_ask(0, 1000) && may_ask(1000, 1000));
