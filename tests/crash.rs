@@ -115,11 +115,8 @@ fn live_on(label: &str, driver: &str, other: &str) {
     all_go_on(&mut open, &format!("takeover from driver {other}"));
 
     println!("{driver}: forwarding again after {restarts:?}");
-    restarts.sort();
-    // One of them may meet another program.
-    let (usual, longest) = (restarts[restarts.len() / 2], restarts[restarts.len() - 1]);
     assert!(
-        usual < RESTART_MAX && longest < 4 * RESTART_MAX,
+        restarts.iter().all(|restart| *restart < RESTART_MAX),
         "{driver}: forwarding again after {restarts:?}"
     );
 
