@@ -231,6 +231,7 @@ impl Pipeline {
                     None => looked.look_on(&received.frame, connections),
                 }
             }
+            // Whole groups, and in the last one maybe buckets of earlier batches: to count takes three instructions a packet.
             looked
                 .iter()
                 .for_each(|looked| connections.prefetch_bucket(looked.hash));
