@@ -295,7 +295,7 @@ fn director(plan: &Plan) -> Table {
     };
     Table {
         generation: 1,
-        services: Services::new([Arc::new(service)], Arc::default()),
+        services: Services::from_iter([Arc::new(service)]),
         destinations: destinations.into_iter().map(Some).collect(),
         interfaces: Arc::new([interface(0, VIP), interface(1, DIRECTOR)]),
         local: Arc::new(LocalAddresses::new([VIP.into(), DIRECTOR.into()], [])),

@@ -25,7 +25,7 @@ use super::store::Saved;
 use crate::conn::TimeoutTable;
 use crate::io::netlink::follow::NetworkEvent;
 use crate::service::ServiceKey;
-use crate::table::{Interface, LocalAddresses, Table};
+use crate::table::{Interface, LocalAddresses};
 
 /// How often connections are swept.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -385,11 +385,6 @@ impl<'a, O: Outside> Control<'a, O> {
         true
     }
 
-    fn table(&mut self) -> Table {
-        self.registry
-            .table(&self.state, self.interfaces.clone(), self.local.clone())
-    }
-
     /// Gives the neighbours of new destinations a moment to answer, so that the first client does not have to wait. Until
     /// then everything goes on as before.
     fn settle(&mut self) {
@@ -407,8 +402,10 @@ impl<'a, O: Outside> Control<'a, O> {
     }
 
     fn publish(&mut self) -> Result<(), Stuck> {
-        let table = self.table();
-        self.outside.publish(Arc::new(table))
+        let table = self
+            .registry
+            .table(&self.state, self.interfaces.clone(), self.local.clone());
+        self.outside.publish(table)
     }
 
     /// Looks again at interfaces, addresses and next hops, and makes live what changed.

@@ -19,7 +19,7 @@ use crate::dataplane::counters::FrameCounts;
 use crate::io::filter::Rule;
 use crate::packet::{FlowKey, Mac};
 use crate::scheduler::{Batch, Candidate, Schedule};
-use crate::table::{self, Destination, InterfaceId, NextHop, Reach, Supplies};
+use crate::table::{self, Destination, InterfaceId, NextHop, Reach, Supplies, Table};
 
 /// What happened outside, and how the outside behaves.
 struct World {

@@ -9,6 +9,7 @@
 mod counts;
 mod defence;
 mod marks;
+mod turns;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -55,8 +56,7 @@ pub struct Registry {
     loads: Loads,
     build: BuildScheduler,
     slots: Vec<Option<Slot>>,
-    /// What the workers see of each slot.
-    live: Vec<Option<Arc<table::Destination>>>,
+    live: turns::Live,
     free: Vec<DestinationId>,
     trash: HashSet<DestinationId>,
     by_key: HashMap<(ServiceKey, DestinationKey), DestinationId>,
@@ -65,6 +65,7 @@ pub struct Registry {
     supplies: Supplies,
     marks: marks::Marks,
     generation: u64,
+    turns: turns::Turns,
     /// Destinations that came with the last change, and were not reached yet.
     awaited: Vec<DestinationId>,
 }
@@ -98,7 +99,7 @@ impl Registry {
             loads: Loads::new(workers),
             build,
             slots: Vec::new(),
-            live: Vec::new(),
+            live: turns::Live::default(),
             free: Vec::new(),
             trash: HashSet::new(),
             by_key: HashMap::new(),
@@ -107,6 +108,7 @@ impl Registry {
             supplies: Supplies::default(),
             marks: marks::Marks::default(),
             generation: 0,
+            turns: turns::Turns::default(),
             awaited: Vec::new(),
         }
     }
@@ -126,6 +128,7 @@ impl Registry {
                     nat_changed = true;
                     self.retire_missing(old, replacement.map(|entry| &**entry));
                     self.services.remove(key);
+                    self.turns.touch(key);
                 }
             }
         }
@@ -159,7 +162,7 @@ impl Registry {
         for key in self.services.keys() {
             wanted.add(key, false);
         }
-        for (slot, live) in self.slots.iter().zip(&self.live) {
+        for (slot, live) in self.slots.iter().zip(self.live.iter()) {
             let (Some(slot), Some(live)) = (slot, live) else {
                 continue;
             };
@@ -191,23 +194,26 @@ impl Registry {
         self.generation
     }
 
-    /// The next table.
-    pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
+    /// The next table. Quickest when nobody has the table before the last any more.
+    pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Arc<Table> {
         self.generation += 1;
         self.marks.compile(&interfaces);
-        self.view(state, interfaces, local)
+        let rest = self.rest(state, interfaces, local);
+        self.turns.next(&mut self.live, &self.services, rest)
     }
 
     /// The table as it is, to be looked at.
     pub fn view(&self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
-        let services = self.services.values().map(|service| service.table.clone());
+        turns::table(&self.live, &self.services, self.rest(state, interfaces, local))
+    }
+
+    /// A table but for services and destinations.
+    fn rest(&self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
         Table {
             generation: self.generation,
-            services: Services::new(services, self.nat_sources.clone()),
-            destinations: {
-                debug_assert!(self.live.iter().flatten().all(|live| live.is_prepared()));
-                self.live.clone()
-            },
+            services: Services::default(),
+            destinations: Vec::new(),
+            nat_sources: self.nat_sources.clone(),
             interfaces,
             local,
             timeouts: state.timeouts,
@@ -222,13 +228,12 @@ impl Registry {
     pub fn refresh_reach(&mut self, routes: &mut dyn Routes) -> bool {
         let mut answers: HashMap<IpAddr, Reach> = HashMap::new();
         let mut changed = false;
-        for live in self.live.iter_mut().flatten() {
+        for place in 0..self.live.len() {
+            let Some(live) = &self.live[place] else { continue };
             let address = live.key.address;
             let reach = *answers.entry(address).or_insert_with(|| routes.reach(address));
             if live.reach != reach {
-                let live = Arc::make_mut(live);
-                live.reach = reach;
-                live.prepare();
+                self.live.change(DestinationId(place as u32), |live| live.reach = reach);
                 changed = true;
             }
         }
@@ -240,7 +245,7 @@ impl Registry {
     pub fn sweep_trash(&mut self, now_ms: u64) -> bool {
         let mut gone = Vec::new();
         let mut idle = self.forget_old_marks();
-        for (slot, live) in self.slots.iter_mut().zip(&self.live) {
+        for (slot, live) in self.slots.iter_mut().zip(self.live.iter()) {
             if let (Some(slot), Some(live)) = (slot, live)
                 && slot.was_nat
                 && connections(&live.load) == 0
@@ -267,7 +272,7 @@ impl Registry {
             self.trash.remove(id);
             self.by_key.remove(&(*service, *key));
             self.slots[id.0 as usize] = None;
-            self.live[id.0 as usize] = None;
+            self.live.put(*id, None);
             self.free.push(*id);
         }
         idle || !gone.is_empty()
@@ -351,11 +356,7 @@ impl Registry {
     }
 
     fn set_absent(&mut self, id: DestinationId) {
-        if let Some(live) = &mut self.live[id.0 as usize] {
-            let live = Arc::make_mut(live);
-            live.present = false;
-            live.prepare();
-        }
+        self.live.change(id, |live| live.present = false);
         self.trash.insert(id);
     }
 
@@ -402,6 +403,7 @@ impl Registry {
             account: before.map(|s| s.account).unwrap_or_default(),
         };
         self.services.insert(key, live);
+        self.turns.touch(&key);
     }
 
     fn bring_in_destination(
@@ -429,25 +431,25 @@ impl Registry {
                 slot.account.zero();
             }
         }
-        if let Some(live) = &mut self.live[id.0 as usize]
+        if let Some(live) = &self.live[id.0 as usize]
             && !same(live, wanted)
         {
             // The kernel lifts the overload when the limit goes up or away.
             if wanted.upper_threshold == 0 || wanted.upper_threshold > live.upper_threshold {
                 live.load.overloaded.store(false, Ordering::Relaxed);
             }
-            let live = Arc::make_mut(live);
-            live.present = true;
             if let Some(slot) = &mut self.slots[id.0 as usize] {
                 slot.was_nat |= live.method == Method::Masq && wanted.method != Method::Masq;
             }
-            live.method = wanted.method;
-            live.tunnel = wanted.tunnel;
-            live.weight = wanted.weight;
-            live.upper_threshold = wanted.upper_threshold;
-            live.lower_threshold = wanted.lower_threshold;
-            live.reach = routes.reach(wanted.key.address);
-            live.prepare();
+            self.live.change(id, |live| {
+                live.present = true;
+                live.method = wanted.method;
+                live.tunnel = wanted.tunnel;
+                live.weight = wanted.weight;
+                live.upper_threshold = wanted.upper_threshold;
+                live.lower_threshold = wanted.lower_threshold;
+                live.reach = routes.reach(wanted.key.address);
+            });
         }
         id
     }
@@ -486,17 +488,16 @@ impl Registry {
             load: Arc::new(self.loads.make()),
             counters: (0..self.workers).map(|_| Counters::default()).collect(),
         };
-        let live = Arc::new(live.prepared());
+        let live = live.prepared();
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id.0 as usize] = Some(slot);
-                self.live[id.0 as usize] = Some(live);
+                self.live.put(id, Some(live));
                 id
             }
             None => {
                 self.slots.push(Some(slot));
-                self.live.push(Some(live));
-                DestinationId(self.slots.len() as u32 - 1)
+                self.live.push(live)
             }
         };
         self.by_key.insert((service, wanted.key), id);

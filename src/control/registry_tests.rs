@@ -33,15 +33,19 @@ const WEB: ServiceKey = ServiceKey::Address {
     port: 80,
 };
 
-fn add_service(key: ServiceKey) -> Command {
-    Command::AddService(Service {
+fn service(key: ServiceKey) -> Service {
+    Service {
         key,
         scheduler: "rr".to_owned(),
         scheduler_flags: vec![],
         persistence: None,
         one_packet: false,
         persistence_engine: None,
-    })
+    }
+}
+
+fn add_service(key: ServiceKey) -> Command {
+    Command::AddService(service(key))
 }
 
 fn server(last: u8, method: Method) -> Destination {
@@ -97,7 +101,7 @@ impl World {
         applied.effects.iter().for_each(|effect| self.registry.zero(effect));
     }
 
-    fn table(&mut self) -> Table {
+    fn table(&mut self) -> Arc<Table> {
         self.registry.table(&self.state, Arc::new([]), Arc::default())
     }
 
@@ -376,4 +380,49 @@ fn large_tables_are_quick() {
     };
     let pairs = first.destinations.iter().zip(&second.destinations);
     assert_eq!(pairs.filter(|pair| changed(*pair)).count(), 1);
+}
+
+proptest::proptest! {
+    /// Goal: a table made of an older one is as one from the start, and who still has an older one sees it unchanged. How: services
+    /// and destinations come, change, go and are forgotten in any order; after some of it a table is due, which is kept for a while.
+    #[test]
+    fn tables_by_turns(draw in proptest::collection::vec((0u8..9, 0u8..3, 1u8..4, 0usize..4), 1..60)) {
+        let key = |port: u8| match WEB {
+            ServiceKey::Address { protocol, address, .. } => ServiceKey::Address { protocol, address, port: port.into() },
+            mark => mark,
+        };
+        let mut world = World::new(&[]);
+        let mut kept: Vec<(Arc<Table>, Table, usize)> = Vec::new();
+        for (what, port, last, keep) in draw {
+            let (service, destination) = (key(port), server(last, Method::Masq));
+            let command = match what {
+                0 => Command::DeleteService { service },
+                1 => Command::DeleteDestination { service, destination: destination.key },
+                2 => Command::EditDestination { service, destination: Destination { weight: last.into(), ..destination } },
+                3 => Command::EditService(Service { scheduler: "wlc".to_owned(), ..self::service(service) }),
+                4 => Command::Clear,
+                5 => add_service(service),
+                _ => Command::AddDestination { service, destination },
+            };
+            // Refused commands change nothing.
+            let applied = world.state.apply_all(&[command], false);
+            world.registry.update(&world.state, &applied.state, &mut Everywhere(Reach::Local));
+            world.state = applied.state;
+            match what {
+                7 => drop(world.registry.refresh_reach(&mut Everywhere(Reach::Unreachable))),
+                8 => drop((world.registry.sweep_trash(0), world.registry.sweep_trash(TRASH_MS))),
+                _ => (),
+            }
+            if keep > 0 {
+                let (table, view) = (world.table(), world.registry.view(&world.state, Arc::new([]), Arc::default()));
+                proptest::prop_assert!(turns::shares_all(&table, &view));
+                kept.push((table, view, keep));
+            }
+            kept.iter_mut().for_each(|(.., keep)| *keep -= 1);
+            for (table, view, _) in &kept {
+                proptest::prop_assert!(turns::shares_all(table, view));
+            }
+            kept.retain(|(.., keep)| *keep > 0);
+        }
+    }
 }

@@ -325,7 +325,7 @@ impl Started {
             );
         }
         let local = director.local_addresses();
-        let table = Arc::new(registry.table(&state, director.interfaces(), local.clone()));
+        let table = registry.table(&state, director.interfaces(), local.clone());
         connections::relate(&connections, &table);
         let rules = registry.filter_rules(&local, &Default::default());
         director.grow_filter(&rules).map_err(RunError::Rules)?;

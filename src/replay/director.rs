@@ -116,11 +116,11 @@ impl MemoryDirector {
         }
         self.registry.update(&self.state, &state, &mut self.network);
         self.state = state;
-        self.table = Arc::new(self.registry.table(
+        self.table = self.registry.table(
             &self.state,
             self.network.interfaces().to_vec().into(),
             Arc::new(self.network.local()),
-        ));
+        );
         if self.table.has_calls() {
             self.connections.keep_call_ids();
         }

@@ -43,6 +43,8 @@ pub struct Table {
     pub services: Services,
     /// Destinations by [`DestinationId`], those removed from their service but with live connections included.
     pub destinations: Vec<Option<Arc<Destination>>>,
+    /// Where NAT replies come from.
+    pub nat_sources: Arc<NatSources>,
     /// The daemon's interfaces by [`InterfaceId`].
     pub interfaces: Arc<[Interface]>,
     /// Addresses of the director.
@@ -64,48 +66,70 @@ pub struct Table {
 pub struct Services {
     /// By exact key; port 0 is a key of its own.
     exact: HashMap<Endpoint, Arc<Service>, foldhash::fast::RandomState>,
-    /// Some service has port 0.
-    any_port: bool,
-    /// Some service is FTP's.
-    any_ftp: bool,
+    /// How many of them have port 0.
+    of_any_port: usize,
+    /// How many are FTP's.
+    of_ftp: usize,
     /// Those of them with the persistence engine `sip`: their NAT destinations may begin connections to clients.
     callers: Vec<Arc<Service>>,
     /// Services of firewall marks.
     marks: HashMap<(u32, Family), Arc<Service>, foldhash::fast::RandomState>,
-    /// Where NAT replies come from.
-    nat_sources: Arc<NatSources>,
+}
+
+impl FromIterator<Arc<Service>> for Services {
+    fn from_iter<S: IntoIterator<Item = Arc<Service>>>(services: S) -> Services {
+        let services = services.into_iter();
+        let mut all = Services::default();
+        all.exact.reserve(services.size_hint().0);
+        services.for_each(|service| all.put(service));
+        all
+    }
 }
 
 impl Services {
-    /// From all services. `nat_sources` is that of the table before when no address, port or method changed.
-    pub fn new(services: impl IntoIterator<Item = Arc<Service>>, nat_sources: Arc<NatSources>) -> Services {
-        let services = services.into_iter();
-        let mut all = Services {
-            nat_sources,
-            ..Services::default()
-        };
-        all.exact.reserve(services.size_hint().0);
-        for service in services {
-            match service.key {
-                ServiceKey::Address {
-                    protocol,
-                    address,
-                    port,
-                } => {
-                    all.any_port |= port == 0;
-                    all.any_ftp |= port == FTP_PORT;
-                    if service.sip {
-                        all.callers.push(service.clone());
-                    }
-                    let endpoint = Endpoint::new(protocol.number().0, address, port);
-                    all.exact.insert(endpoint, service);
+    /// Adds a service, in the place of that with its key.
+    pub fn put(&mut self, service: Arc<Service>) {
+        let key = service.key;
+        self.remove(&key);
+        match key {
+            ServiceKey::Address {
+                protocol,
+                address,
+                port,
+            } => {
+                self.of_any_port += usize::from(port == 0);
+                self.of_ftp += usize::from(port == FTP_PORT);
+                if service.sip {
+                    self.callers.push(service.clone());
                 }
-                ServiceKey::FwMark { mark, .. } => {
-                    all.marks.insert((mark, service.key.family()), service);
-                }
+                let endpoint = Endpoint::new(protocol.number().0, address, port);
+                self.exact.insert(endpoint, service);
+            }
+            ServiceKey::FwMark { mark, .. } => {
+                self.marks.insert((mark, key.family()), service);
             }
         }
-        all
+    }
+
+    /// Takes out the service with this key, if there is one.
+    pub fn remove(&mut self, key: &ServiceKey) {
+        match *key {
+            ServiceKey::Address {
+                protocol,
+                address,
+                port,
+            } => {
+                let endpoint = Endpoint::new(protocol.number().0, address, port);
+                if self.exact.remove(&endpoint).is_some() {
+                    self.of_any_port -= usize::from(port == 0);
+                    self.of_ftp -= usize::from(port == FTP_PORT);
+                    self.callers.retain(|caller| caller.key != *key);
+                }
+            }
+            ServiceKey::FwMark { mark, .. } => {
+                self.marks.remove(&(mark, key.family()));
+            }
+        }
     }
 
     /// Every service.
@@ -149,13 +173,13 @@ impl Table {
             return Some(service);
         }
         let may_be_data = flow.protocol == Protocol::TCP && may_be_ftp_data(endpoint.port);
-        if self.services.any_ftp && may_be_data {
+        if self.services.of_ftp > 0 && may_be_data {
             endpoint.port = FTP_PORT;
             if let Some(service) = self.services.exact.get(&endpoint) {
                 return Some(service);
             }
         }
-        if !self.services.any_port {
+        if self.services.of_any_port == 0 {
             return None;
         }
         endpoint.port = 0;
@@ -164,18 +188,18 @@ impl Table {
 
     /// Some service has the flow's destination address, whatever the port.
     pub fn is_virtual(&self, address: IpAddr) -> bool {
-        self.services.nat_sources.virtual_addresses.contains(&address)
+        self.nat_sources.virtual_addresses.contains(&address)
     }
 
     /// The flow's source is a NAT destination of a present service: its packets never leave with that address.
     #[inline]
     pub fn is_nat_source(&self, flow: &FlowKey) -> bool {
         let mut endpoint = Endpoint::source(flow);
-        let sources = &self.services.nat_sources.endpoints;
+        let sources = &self.nat_sources.endpoints;
         if sources.contains(&endpoint) {
             return true;
         }
-        if !self.services.nat_sources.any_port {
+        if !self.nat_sources.any_port {
             return false;
         }
         endpoint.port = 0;
@@ -204,7 +228,7 @@ impl Table {
 
     /// Some service goes by Call-IDs.
     pub fn has_calls(&self) -> bool {
-        self.services.iter().any(|service| service.sip)
+        !self.services.callers.is_empty() || self.services.marks.values().any(|service| service.sip)
     }
 
     /// A destination by its slot.

@@ -40,15 +40,18 @@ fn flow(protocol: Protocol, source: (&str, u16), destination: (&str, u16)) -> Fl
     FlowKey::new(protocol, at(source), at(destination))
 }
 
-fn table(services: Services) -> Table {
+fn table(services: impl IntoIterator<Item = Arc<Service>>) -> Table {
     Table {
-        services,
+        services: services.into_iter().collect(),
         ..Table::default()
     }
 }
 
 fn with(sources: NatSources) -> Table {
-    table(Services::new([], Arc::new(sources)))
+    Table {
+        nat_sources: Arc::new(sources),
+        ..Table::default()
+    }
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn exact_before_any_port_and_families_apart() {
         service(TransportProtocol::Tcp, "10.0.0.1", 0),
         service(TransportProtocol::Udp, "::a00:1", 80),
     ];
-    let table = table(Services::new(services, Arc::default()));
+    let table = table(services);
     let port = |protocol, address, port| {
         let source = if protocol == Protocol::TCP {
             "192.0.2.1"
@@ -110,13 +113,10 @@ fn finder_finds_what_the_table_finds() {
         destination_port: None,
         interface: None,
     };
-    let plain = table(Services::new(addresses.clone(), Arc::default()));
+    let plain = table(addresses.clone());
     let marked = Table {
         classifier: Arc::new(Classifier::new(&[rule], &[])),
-        ..table(Services::new(
-            addresses.into_iter().chain([service_of_mark(7)]),
-            Arc::default(),
-        ))
+        ..table(addresses.into_iter().chain([service_of_mark(7)]))
     };
     for (table, distinct) in [(plain, 5), (marked, 6)] {
         let place = |service: &Arc<Service>| Arc::as_ptr(service).addr();
@@ -155,4 +155,46 @@ fn nat_sources_by_port_and_any_port() {
     let table = with(sources);
     assert!(from(&table, Protocol::UDP, "10.1.0.2", 53));
     assert!(!from(&table, Protocol::UDP, "10.1.0.3", 53));
+}
+
+proptest::proptest! {
+    /// Goal: services that come and go one by one leave what those that stayed make at once. How: a few of every kind, put and
+    /// removed in any order.
+    #[test]
+    fn services_one_by_one(draw in proptest::collection::vec((0usize..8, 0u8..3), 0..40)) {
+        let kinds = [
+            (TransportProtocol::Tcp, 80), (TransportProtocol::Tcp, 0), (TransportProtocol::Tcp, FTP_PORT),
+            (TransportProtocol::Udp, 0), (TransportProtocol::Udp, 5060), (TransportProtocol::Udp, 5061),
+        ];
+        let made = |kind: usize, sip| {
+            let service = match kinds.get(kind) {
+                Some((protocol, port)) => service(*protocol, "10.0.0.1", *port),
+                None => service_of_mark(kind as u32),
+            };
+            let service = Arc::into_inner(service).expect("nobody else has it");
+            Arc::new(Service { sip, ..service })
+        };
+        let mut services = Services::default();
+        let mut stayed = vec![None; 8];
+        for (kind, what) in draw {
+            let service = made(kind, what == 2);
+            stayed[kind] = match what {
+                0 => {
+                    services.remove(&service.key);
+                    None
+                }
+                _ => {
+                    services.put(service.clone());
+                    Some(service)
+                }
+            };
+        }
+        let at_once: Services = stayed.into_iter().flatten().collect();
+        let found = |services: &Services| {
+            let all: HashSet<_> = services.iter().map(Arc::as_ptr).collect();
+            let callers: HashSet<_> = services.callers.iter().map(Arc::as_ptr).collect();
+            (all, callers, services.callers.len(), services.of_any_port, services.of_ftp)
+        };
+        proptest::prop_assert_eq!(found(&services), found(&at_once));
+    }
 }

@@ -305,7 +305,7 @@ impl Registry {
             return false;
         }
         let mut live = HashSet::new();
-        for (slot, destination) in self.slots.iter().zip(&self.live) {
+        for (slot, destination) in self.slots.iter().zip(self.live.iter()) {
             if let (Some(slot), Some(destination)) = (slot, destination)
                 && let ServiceKey::FwMark { mark, .. } = slot.service
                 && connections(&destination.load) > 0
