@@ -435,8 +435,8 @@ fn control(services: u32) -> (Duration, Duration) {
         assert!(applied.results.iter().all(Option::is_none), "a command was refused");
         registry.update(&state, &applied.state, &mut OneHop);
         state = applied.state;
-        // The table before it is freed here too, when the workers have sent it back.
         live = Some(registry.table(&state, Arc::new([]), local.clone()));
+        registry.taken();
         start.elapsed()
     };
     let applied = apply(&commands);

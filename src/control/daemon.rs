@@ -405,7 +405,9 @@ impl<'a, O: Outside> Control<'a, O> {
         let table = self
             .registry
             .table(&self.state, self.interfaces.clone(), self.local.clone());
-        self.outside.publish(table)
+        self.outside.publish(table)?;
+        self.registry.taken();
+        Ok(())
     }
 
     /// Looks again at interfaces, addresses and next hops, and makes live what changed.

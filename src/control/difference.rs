@@ -12,7 +12,8 @@ use crate::table::Sysctls;
 /// With `complete` timeouts, settings and rules of the classifier follow as well.
 pub fn difference(running: &State, desired: &State, complete: bool) -> Vec<Command> {
     let mut commands = Vec::new();
-    for old in running.services() {
+    // The newest first: a state takes out its last service quickest.
+    for old in running.services().rev() {
         match desired.service(&old.service.key) {
             None => commands.push(Command::DeleteService {
                 service: old.service.key,
@@ -142,8 +143,8 @@ mod tests {
         let commands = difference(&state(BEFORE), &state(AFTER), true);
         let words: Vec<String> = commands.iter().map(|c| format!("{c:?}").replace('"', "")).collect();
         let begins = [
-            "DeleteDestination",
             "DeleteService",
+            "DeleteDestination",
             "AddService",
             "AddDestination",
             "EditService",

@@ -317,7 +317,7 @@ impl Outside for Director {
             answers.push(answer);
         }
         for (number, answer) in answers.iter().enumerate() {
-            // The old table comes back and is freed here, not on the worker.
+            // The worker has given the old table back, which is the registry's alone now.
             answer.recv_deadline(until).map_err(|_| stuck(number))?;
         }
         Ok(())

@@ -9,7 +9,7 @@
 mod counts;
 mod defence;
 mod marks;
-mod turns;
+mod tables;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -56,16 +56,16 @@ pub struct Registry {
     loads: Loads,
     build: BuildScheduler,
     slots: Vec<Option<Slot>>,
-    live: turns::Live,
+    live: tables::Live,
     free: Vec<DestinationId>,
     trash: HashSet<DestinationId>,
     by_key: HashMap<(ServiceKey, DestinationKey), DestinationId>,
-    services: HashMap<ServiceKey, LiveService>,
+    services: tables::LiveServices,
     nat_sources: Arc<NatSources>,
     supplies: Supplies,
     marks: marks::Marks,
     generation: u64,
-    turns: turns::Turns,
+    tables: tables::Tables,
     /// Destinations that came with the last change, and were not reached yet.
     awaited: Vec<DestinationId>,
 }
@@ -99,16 +99,16 @@ impl Registry {
             loads: Loads::new(workers),
             build,
             slots: Vec::new(),
-            live: turns::Live::default(),
+            live: tables::Live::default(),
             free: Vec::new(),
             trash: HashSet::new(),
             by_key: HashMap::new(),
-            services: HashMap::new(),
+            services: tables::LiveServices::default(),
             nat_sources: Arc::default(),
             supplies: Supplies::default(),
             marks: marks::Marks::default(),
             generation: 0,
-            turns: turns::Turns::default(),
+            tables: tables::Tables::default(),
             awaited: Vec::new(),
         }
     }
@@ -128,7 +128,6 @@ impl Registry {
                     nat_changed = true;
                     self.retire_missing(old, replacement.map(|entry| &**entry));
                     self.services.remove(key);
-                    self.turns.touch(key);
                 }
             }
         }
@@ -194,17 +193,22 @@ impl Registry {
         self.generation
     }
 
-    /// The next table. Quickest when nobody has the table before the last any more.
+    /// The next table. It is made of the one before the last, by what has changed, unless somebody still has that.
     pub fn table(&mut self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Arc<Table> {
         self.generation += 1;
         self.marks.compile(&interfaces);
         let rest = self.rest(state, interfaces, local);
-        self.turns.next(&mut self.live, &self.services, rest)
+        self.tables.next(&mut self.live, &mut self.services, rest)
+    }
+
+    /// The workers have the last table, and have given back the one before.
+    pub fn taken(&mut self) {
+        self.tables.recycle(&self.live, &self.services);
     }
 
     /// The table as it is, to be looked at.
     pub fn view(&self, state: &State, interfaces: Arc<[Interface]>, local: Arc<LocalAddresses>) -> Table {
-        turns::table(&self.live, &self.services, self.rest(state, interfaces, local))
+        tables::table(&self.live, &self.services, self.rest(state, interfaces, local))
     }
 
     /// A table but for services and destinations.
@@ -403,7 +407,6 @@ impl Registry {
             account: before.map(|s| s.account).unwrap_or_default(),
         };
         self.services.insert(key, live);
-        self.turns.touch(&key);
     }
 
     fn bring_in_destination(
@@ -488,7 +491,6 @@ impl Registry {
             load: Arc::new(self.loads.make()),
             counters: (0..self.workers).map(|_| Counters::default()).collect(),
         };
-        let live = live.prepared();
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[id.0 as usize] = Some(slot);

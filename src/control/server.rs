@@ -28,7 +28,7 @@ pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 pub const IDLE_MAX: Duration = Duration::from_secs(60);
 /// A client must take each part of its answer within this time.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long a stopping daemon waits for its last answers to be written.
+/// How long a stopping daemon waits for requests that are on their way, and for its last answers to be written.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// How often a waiting client thread looks whether the daemon is stopping.
 const LOOK_UP: Duration = Duration::from_millis(500);
@@ -104,8 +104,8 @@ pub enum ServerError {
 /// What requests are told that come when nobody carries them out any more.
 pub const STOPPING: &str = "uvs is stopping";
 
-/// The listening socket. Dropping it closes it, removes its file, and waits a moment until answers that were given are
-/// written.
+/// The listening socket. Dropping it closes it, removes its file, and waits a moment until those that just came have asked, and
+/// all answers are written.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
@@ -114,7 +114,7 @@ pub struct Server {
     /// Device and inode of our file: another daemon's file at the same path is left alone.
     identity: (u64, u64),
     stopping: Arc<AtomicBool>,
-    /// Clients that came with a request or have sent one, and not all of its answer yet.
+    /// Clients that just came and have not asked yet, or are owed an answer.
     busy: Arc<AtomicUsize>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
@@ -275,7 +275,7 @@ impl Accepting {
             is_busy: false,
             pending: Vec::new(),
         };
-        // Already, not when its request was read: else the program might end in between, and nobody knew whether it was carried out.
+        // Already, not when its request was read: else the program might end in between, and nobody would know whether it was carried out.
         client.set_busy(true);
         if let Some(message) = refusal {
             log::warn!("control socket: refused: {message}");
@@ -310,7 +310,7 @@ struct Client {
     requests: Sender<Asked>,
     stopping: Arc<AtomicBool>,
     busy: Arc<AtomicUsize>,
-    /// Counted there.
+    /// It is one of `busy`.
     is_busy: bool,
     /// Read, and not yet a whole line.
     pending: Vec<u8>,

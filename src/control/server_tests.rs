@@ -183,7 +183,7 @@ fn a_client_that_came_with_a_request_is_waited_for() {
     // Nobody carries anything out any more.
     fixture.requests = crossbeam_channel::never();
     let gone = thread::spawn(move || drop(server));
-    thread::sleep(Duration::from_millis(50));
+    thread::sleep(Duration::from_millis(5));
     assert!(!gone.is_finished(), "its request is on the way");
     send(&mut client, b"{\"request\":\"ping\"}\n");
     match receive(&mut client) {

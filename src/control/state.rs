@@ -94,7 +94,7 @@ pub struct State {
 
 impl State {
     /// The services in the order they were added.
-    pub fn services(&self) -> impl ExactSizeIterator<Item = &Arc<ServiceEntry>> {
+    pub fn services(&self) -> impl DoubleEndedIterator<Item = &Arc<ServiceEntry>> + ExactSizeIterator {
         self.services.iter()
     }
 

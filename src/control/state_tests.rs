@@ -282,3 +282,37 @@ fn a_large_restore_and_one_edit_are_quick() {
         .count();
     assert_eq!(shared, 999);
 }
+
+proptest::proptest! {
+    /// Goal: what two states do not share is found. How: both come from one by commands of their own, so that services were deleted,
+    /// added again under the same name or number, edited and cleared on either side; compared with a search for each.
+    #[test]
+    fn services_changed_are_those_that_are_not_shared(
+        draw in proptest::collection::vec((0usize..3, 0u8..5, 1u16..6), 0..60),
+    ) {
+        let mut states = [State::default(), State::default()];
+        for (which, what, port) in draw {
+            let key = key("10.0.0.1", port);
+            let command = match what {
+                0 => Command::DeleteService { service: key },
+                1 => Command::EditService(service(key, "wlc")),
+                2 if port == 1 => Command::Clear,
+                _ => Command::AddService(service(key, "rr")),
+            };
+            // Refused ones change nothing. The third draw is of a history that both have.
+            match states.get_mut(which) {
+                Some(state) => *state = state.apply_all(&[command], false).state,
+                None => {
+                    let common = states[0].apply_all(&[command], false).state;
+                    states = [common.clone(), common];
+                }
+            }
+        }
+        for (a, b) in [(&states[0], &states[1]), (&states[1], &states[0])] {
+            let is_shared = |entry: &&Arc<ServiceEntry>| b.services().any(|there| Arc::ptr_eq(there, entry));
+            let expected: Vec<_> = a.services().filter(|entry| !is_shared(entry)).map(Arc::as_ptr).collect();
+            let found: Vec<_> = a.services_changed(b).map(Arc::as_ptr).collect();
+            proptest::prop_assert_eq!(found, expected);
+        }
+    }
+}

@@ -18,7 +18,7 @@ pub const LATENCY_MAX_NS: u64 = 1_000_000_000;
 
 /// What the control thread asks of a worker. Each is answered between two batches.
 pub enum WorkerCommand {
-    /// Work by this table from now on; the old one comes back to be freed elsewhere.
+    /// Work by this table from now on; the old one comes back: the next but one is made of it.
     Table(Arc<Table>, Sender<Arc<Table>>),
     /// Send a copy of the slow numbers.
     Statistics(Sender<SlowStatistics>),
@@ -133,7 +133,7 @@ impl<D: Driver> Worker<D> {
         match command {
             WorkerCommand::Table(table, done) => {
                 let old = std::mem::replace(&mut self.table, table);
-                // The control thread may have given up waiting: then the old table is freed here, which is harmless.
+                // The control thread may have given up waiting: it ends the process then.
                 drop(done.send(old));
             }
             WorkerCommand::Statistics(reply) => {

@@ -1,6 +1,6 @@
 //! What the workers read: services with their schedulers and next hops, immutable.
 //!
-//! The control thread builds a new [`Table`] for each change and sends it to every worker; services and
+//! The control thread makes another [`Table`] for each change and sends it to every worker; services and
 //! destinations that did not change are shared by `Arc`. Live numbers ([`Load`], [`Counters`], scheduler cursors)
 //! hang off it by `Arc` and outlast it.
 
@@ -120,10 +120,13 @@ impl Services {
                 port,
             } => {
                 let endpoint = Endpoint::new(protocol.number().0, address, port);
-                if self.exact.remove(&endpoint).is_some() {
-                    self.of_any_port -= usize::from(port == 0);
-                    self.of_ftp -= usize::from(port == FTP_PORT);
-                    self.callers.retain(|caller| caller.key != *key);
+                let Some(gone) = self.exact.remove(&endpoint) else {
+                    return;
+                };
+                self.of_any_port -= usize::from(port == 0);
+                self.of_ftp -= usize::from(port == FTP_PORT);
+                if let Some(place) = self.callers.iter().position(|caller| Arc::ptr_eq(caller, &gone)) {
+                    self.callers.swap_remove(place);
                 }
             }
             ServiceKey::FwMark { mark, .. } => {
@@ -135,6 +138,14 @@ impl Services {
     /// Every service.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.exact.values().chain(self.marks.values())
+    }
+
+    /// Both have the very same services, not only equal ones.
+    pub fn shares_all_with(&self, other: &Services) -> bool {
+        let all = |services: &Services| -> HashSet<_> { services.iter().map(Arc::as_ptr).collect() };
+        let callers = |services: &Services| -> HashSet<_> { services.callers.iter().map(Arc::as_ptr).collect() };
+        let numbers = |services: &Services| (services.of_any_port, services.of_ftp, services.callers.len());
+        all(self) == all(other) && callers(self) == callers(other) && numbers(self) == numbers(other)
     }
 }
 
@@ -241,6 +252,15 @@ impl Table {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.services.exact.is_empty() && self.services.marks.is_empty()
+    }
+
+    /// Both have the very same destinations and services, not only equal ones.
+    pub fn shares_all_with(&self, other: &Table) -> bool {
+        let places = |table: &Table| -> Vec<_> {
+            let places = table.destinations.iter();
+            places.map(|place| place.as_ref().map(Arc::as_ptr)).collect()
+        };
+        places(self) == places(other) && self.services.shares_all_with(&other.services)
     }
 
     /// Takes an entry that ended off its destination's numbers.

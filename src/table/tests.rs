@@ -190,11 +190,6 @@ proptest::proptest! {
             };
         }
         let at_once: Services = stayed.into_iter().flatten().collect();
-        let found = |services: &Services| {
-            let all: HashSet<_> = services.iter().map(Arc::as_ptr).collect();
-            let callers: HashSet<_> = services.callers.iter().map(Arc::as_ptr).collect();
-            (all, callers, services.callers.len(), services.of_any_port, services.of_ftp)
-        };
-        proptest::prop_assert_eq!(found(&services), found(&at_once));
+        proptest::prop_assert!(services.shares_all_with(&at_once));
     }
 }

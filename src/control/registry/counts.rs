@@ -20,7 +20,7 @@ impl Registry {
     pub fn tick_estimator(&mut self) {
         self.collect();
         self.slots.iter_mut().flatten().for_each(|slot| slot.account.tick());
-        self.services.values_mut().for_each(|service| service.account.tick());
+        self.services.accounts().for_each(|(_, account)| account.tick());
     }
 
     /// `-Z`. Collects first.
@@ -33,9 +33,9 @@ impl Registry {
                 slot.account.zero();
             }
         }
-        for (key, service) in &mut self.services {
+        for (key, account) in self.services.accounts() {
             if all || Some(*key) == *which {
-                service.account.zero();
+                account.zero();
             }
         }
     }
@@ -65,10 +65,8 @@ impl Registry {
         let came = now.since(slot.collected);
         slot.collected = now;
         slot.account.add(came);
-        if let Some(service) = self.services.get_mut(&slot.service)
-            && service.incarnation == slot.incarnation
-        {
-            service.account.add(came);
+        if let Some(account) = self.services.account(&slot.service, slot.incarnation) {
+            account.add(came);
         }
     }
 

@@ -45,8 +45,29 @@ struct Wanted {
     needed: Instant,
     /// The kernel was last told to resolve or confirm it.
     used: Option<Instant>,
+    /// And would not (its table is full, the link is going).
+    refused: bool,
     /// It did not answer, and has not answered since.
     failed: bool,
+}
+
+impl Wanted {
+    /// Notes what was last read of it; whether the kernel is to ask.
+    fn is_due(&mut self, state: Option<NeighbourState>, now: Instant) -> bool {
+        match state {
+            Some(NeighbourState::Failed) => self.failed = true,
+            Some(NeighbourState::Fresh | NeighbourState::Stale | NeighbourState::Probing) => self.failed = false,
+            Some(NeighbourState::Incomplete) | None => {}
+        }
+        let after_a_while = || self.used.is_none_or(|used| now.duration_since(used) >= RETRY);
+        match state {
+            // Being asked, or sure.
+            Some(NeighbourState::Fresh | NeighbourState::Probing | NeighbourState::Incomplete) => false,
+            Some(NeighbourState::Stale | NeighbourState::Failed) => after_a_while(),
+            // Not yet asked for, or forgotten (the link got another address), and with it the kernel's question.
+            None => !self.refused || after_a_while(),
+        }
+    }
 }
 
 impl Resolver {
@@ -209,6 +230,7 @@ impl Resolver {
         let wanted = self.wanted.entry(key).or_insert(Wanted {
             needed: now,
             used: None,
+            refused: false,
             failed: false,
         });
         wanted.needed = now;
@@ -236,34 +258,21 @@ impl Resolver {
         if !self.is_due(key, now) {
             return;
         }
+        let refused = self.netlink.use_neighbour(link, address);
         if let Some(wanted) = self.wanted.get_mut(&key) {
             wanted.used = Some(now);
+            wanted.refused = refused.is_err();
         }
-        if let Err(error) = self.netlink.use_neighbour(link, address) {
+        if let Err(error) = refused {
             log::debug!("{error}");
         }
     }
 
-    /// Notes what was last read of a needed neighbour; whether the kernel is to ask.
+    /// Whether the kernel is to ask for a needed neighbour, by what was last read of it.
     fn is_due(&mut self, key: (u32, IpAddr), now: Instant) -> bool {
         let state = self.neighbours.get(&key).map(|neighbour| neighbour.state);
-        let Some(wanted) = self.wanted.get_mut(&key) else {
-            return false;
-        };
-        match state {
-            Some(NeighbourState::Failed) => wanted.failed = true,
-            Some(NeighbourState::Fresh | NeighbourState::Stale | NeighbourState::Probing) => wanted.failed = false,
-            Some(NeighbourState::Incomplete) | None => {}
-        }
-        match state {
-            // Being asked, or sure.
-            Some(NeighbourState::Fresh | NeighbourState::Probing | NeighbourState::Incomplete) => false,
-            Some(NeighbourState::Stale | NeighbourState::Failed) => {
-                wanted.used.is_none_or(|used| now.duration_since(used) >= RETRY)
-            }
-            // Not yet asked for, or forgotten (the link got another address), and with it the kernel's question.
-            None => true,
-        }
+        let wanted = self.wanted.get_mut(&key);
+        wanted.is_some_and(|wanted| wanted.is_due(state, now))
     }
 
     fn mac_of(&self, key: (u32, IpAddr)) -> Option<Mac> {

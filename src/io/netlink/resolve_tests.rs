@@ -302,3 +302,36 @@ fn changes_are_heard_and_told_once() {
     };
     pair.near.run(work).unwrap();
 }
+
+/// Goal: a neighbour is asked for when that can help. How: what the kernel last said of it, a moment after it was told to ask and a
+/// while after.
+#[test]
+fn a_neighbour_is_asked_for_when_it_can_help() {
+    let told = Instant::now();
+    let (soon, later) = (told + Duration::from_millis(5), told + RETRY);
+    let due = |used, refused, state, now| {
+        let mut wanted = Wanted {
+            needed: told,
+            used,
+            refused,
+            failed: false,
+        };
+        wanted.is_due(state, now)
+    };
+    for state in [
+        NeighbourState::Fresh,
+        NeighbourState::Probing,
+        NeighbourState::Incomplete,
+    ] {
+        assert!(!due(None, false, Some(state), later), "{state:?}");
+    }
+    for state in [NeighbourState::Stale, NeighbourState::Failed] {
+        assert!(due(None, false, Some(state), soon), "{state:?}");
+        assert!(!due(Some(told), false, Some(state), soon), "{state:?}");
+        assert!(due(Some(told), false, Some(state), later), "{state:?}");
+    }
+    assert!(due(None, false, None, soon));
+    assert!(due(Some(told), false, None, soon), "forgotten");
+    assert!(!due(Some(told), true, None, soon), "the kernel would not");
+    assert!(due(Some(told), true, None, later));
+}
