@@ -74,15 +74,13 @@ impl Looked {
     };
 }
 
-/// Memory is asked for this far ahead: entries so many frames before their own, buckets so many at once. All 64 at once would be
-/// more than a CPU can wait for (about 24 lines): many had not come when they were read. At a million connections, by DR: 29 ns
-/// a packet; 48 all at once, 35 at 8 or 32.
+/// So many buckets are asked for at once, and entries about so many frames before their own. All 64 at once would be more than a CPU
+/// can wait for (about 24 lines): many had not come when they were read.
 const AHEAD: usize = 16;
 
 /// So many entries are asked for one right after the other. Where other work has thrown page tables out of the caches, each takes a
-/// walk through them; side by side such walks go on at the same time, with a frame's work between them they do not. At a million
-/// flows between the kernel's work 121 ns a packet from here on became 78. With the tables in the caches it makes no difference, but at
-/// 8 and more entries (perf/README.md).
+/// walk through them; side by side such walks go on at the same time, with a frame's work between them they do not. Figures of both
+/// are in perf/README.md.
 const GROUP: usize = 4;
 
 /// The state of one worker between batches.
@@ -231,7 +229,8 @@ impl Pipeline {
                     None => looked.look_on(&received.frame, connections),
                 }
             }
-            // Whole groups, and in the last one maybe buckets of earlier batches: to count takes three instructions a packet.
+            // Whole groups, the last one with buckets of earlier batches: to count takes three instructions a packet, and a frame that
+            // comes alone is as quick.
             looked
                 .iter()
                 .for_each(|looked| connections.prefetch_bucket(looked.hash));
