@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use uvs::demo::cluster::Error;
@@ -53,7 +54,7 @@ pub fn rules(setup: &Setup) -> Result<Row, Error> {
     let rig = Rig::build("rules", Peer::Uvs("xdp"), &wanted)?;
     let file = rig.directory().join("rules");
     fs::write(&file, text()).map_err(Error::io("write the rules"))?;
-    let [mut all, mut one, mut start] = [const { Vec::new() }; 3];
+    let [mut all, mut one, mut start, mut any] = [const { Vec::new() }; 4];
     for n in 0..setup.runs {
         setup.go_on()?;
         rig.uvs()?.ipvsadm("-C")?;
@@ -67,8 +68,9 @@ pub fn rules(setup: &Setup) -> Result<Row, Error> {
             let weight = (2 + n * EDITS + edit).to_string();
             let edit = ["ipvsadm", "-e", "-t", &service, "-r", &server, "-m", "-w", &weight];
             one.push(milliseconds(&mut rig.uvs()?.command(&edit))?);
-            // What a process costs that asks nobody.
+            // What a process costs that asks nobody, and one that does nothing.
             start.push(milliseconds(&mut rig.uvs()?.command(&["--version"]))?);
+            any.push(milliseconds(&mut Command::new("true"))?);
         }
     }
     let listed = rig
@@ -85,6 +87,7 @@ pub fn rules(setup: &Setup) -> Result<Row, Error> {
         ("uvs ipvsadm -R", all),
         ("uvs ipvsadm -e", one),
         ("uvs --version (start of a process)", start),
+        ("true (start of any process)", any),
     ] {
         row.series.push(Series {
             peer: peer.into(),
@@ -120,7 +123,7 @@ fn text() -> String {
     text
 }
 
-fn milliseconds(command: &mut std::process::Command) -> Result<f64, Error> {
+fn milliseconds(command: &mut Command) -> Result<f64, Error> {
     let start = Instant::now();
     crate::rig::run(command)?;
     Ok(start.elapsed().as_secs_f64() * 1000.0)
