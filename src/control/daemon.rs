@@ -341,6 +341,7 @@ impl<'a, O: Outside> Control<'a, O> {
         let rules_changed = self.registry.update(&before, &self.state, &mut self.outside);
         self.settle();
         let Some(reason) = self.go_live(rules_changed)? else {
+            self.registry.settle();
             return Ok(None);
         };
         log::error!("the filter refused a change, which is undone: {reason}");
@@ -349,6 +350,7 @@ impl<'a, O: Outside> Control<'a, O> {
         if let Some(again) = self.go_live(true)? {
             log::error!("and undoing it: {again}");
         }
+        self.registry.settle();
         Ok(Some(reason))
     }
 

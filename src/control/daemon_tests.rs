@@ -305,6 +305,29 @@ fn a_full_filter_undoes_the_change_and_says_so() {
 }
 
 #[test]
+fn what_a_refused_change_removed_has_its_numbers_again() {
+    let mut fixture = Fixture::new();
+    fixture.apply(commands(&format!("{WEB}{SERVER}")));
+    let table = fixture.world.borrow().table.clone();
+    table.destinations[0].as_ref().unwrap().counters[1].count_in(60);
+    drop(table);
+    let packets = |fixture: &mut Fixture| {
+        let Reply::Services { services } = fixture.ask(Request::List { service: None }) else {
+            panic!()
+        };
+        let [web] = &services[..] else { panic!("{services:?}") };
+        let server = &web.destinations[0];
+        (web.statistics.packets_in, server.statistics.packets_in)
+    };
+    assert_eq!(packets(&mut fixture), (1, 1));
+    fixture.world.borrow_mut().filter_full = true;
+    let mut both = vec![Command::Clear];
+    both.extend(commands(OTHER));
+    assert!(fixture.apply(both).iter().all(Option::is_some));
+    assert_eq!(packets(&mut fixture), (1, 1));
+}
+
+#[test]
 fn a_change_waits_for_new_neighbours_but_not_for_ever() {
     let mut fixture = Fixture::new();
     fixture.world.borrow_mut().waits_until_resolved = 3;

@@ -201,6 +201,11 @@ impl Registry {
         self.tables.next(&mut self.live, &mut self.services, rest)
     }
 
+    /// The last changes stay: what they removed need not come back with its numbers.
+    pub fn settle(&mut self) {
+        self.services.settle();
+    }
+
     /// The workers have the last table, and have given back the one before.
     pub fn taken(&mut self) {
         self.tables.recycle(&self.live, &self.services);
@@ -387,10 +392,7 @@ impl Registry {
             });
             ids.push(id);
         }
-        let before = self
-            .services
-            .remove(&key)
-            .filter(|s| s.incarnation == entry.incarnation);
+        let before = self.services.take(&key, entry.incarnation);
         let scheduler = (self.build)(&entry.service, &candidates, before.as_ref().map(|s| &*s.table));
         let table = Arc::new(table::Service {
             key,

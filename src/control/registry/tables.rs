@@ -56,6 +56,8 @@ impl Live {
 #[derive(Default)]
 pub(super) struct LiveServices {
     services: HashMap<ServiceKey, LiveService>,
+    /// Taken out by a change that may be undone.
+    removed: HashMap<ServiceKey, LiveService>,
     touched: Vec<ServiceKey>,
 }
 
@@ -74,10 +76,23 @@ impl LiveServices {
         self.touched.push(key);
     }
 
-    /// Takes a service out.
-    pub(super) fn remove(&mut self, key: &ServiceKey) -> Option<LiveService> {
+    /// Takes a service out, which comes back by `take` when the change is undone.
+    pub(super) fn remove(&mut self, key: &ServiceKey) {
         self.touched.push(*key);
-        self.services.remove(key)
+        self.removed.extend(self.services.remove_entry(key));
+    }
+
+    /// Takes out this incarnation of a service, for another to come in its place.
+    pub(super) fn take(&mut self, key: &ServiceKey, incarnation: u64) -> Option<LiveService> {
+        self.touched.push(*key);
+        let all = [&mut self.services, &mut self.removed];
+        let mut found = all.into_iter().filter_map(|services| services.remove(key));
+        found.find(|service| service.incarnation == incarnation)
+    }
+
+    /// No change is undone any more.
+    pub(super) fn settle(&mut self) {
+        self.removed = HashMap::new();
     }
 
     /// Their accounts, which no table has.
