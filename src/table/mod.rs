@@ -125,7 +125,9 @@ impl Services {
                 };
                 self.of_any_port -= usize::from(port == 0);
                 self.of_ftp -= usize::from(port == FTP_PORT);
-                if let Some(place) = self.callers.iter().position(|caller| Arc::ptr_eq(caller, &gone)) {
+                if gone.sip
+                    && let Some(place) = self.callers.iter().position(|caller| Arc::ptr_eq(caller, &gone))
+                {
                     self.callers.swap_remove(place);
                 }
             }
