@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Endpoint, InterfaceId, Service, Table};
+use super::services::Endpoint;
+use super::{InterfaceId, Service, Table};
 use crate::packet::FlowKey;
 
 /// Finds services, and has the last one at hand: new connections that come one after another are of the same, most often.

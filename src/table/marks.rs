@@ -58,7 +58,7 @@ impl Network {
             }
         };
         Network {
-            bits: super::address_words(prefix.address()),
+            bits: super::services::address_words(prefix.address()),
             mask,
         }
     }
@@ -85,7 +85,7 @@ impl Classifier {
             let ports = rule.destination_port.unwrap_or(PortRange::ALL);
             match rule.destination.and_then(|prefix| prefix.host()) {
                 Some(host) => {
-                    let words = (super::address_words(host), Family::of(host));
+                    let words = (super::services::address_words(host), Family::of(host));
                     match ports.first() == ports.last() {
                         true => all.by_endpoint.entry((words, ports.first())).or_default().push(number),
                         false => all.by_address.entry(words).or_default().push(number),
@@ -118,7 +118,7 @@ impl Classifier {
         if self.is_empty() {
             return None;
         }
-        let destination = super::destination_words(flow);
+        let destination = super::services::destination_words(flow);
         let key = (destination, flow.family);
         let lists = [
             self.by_endpoint.get(&(key, flow.destination_port())),
@@ -139,7 +139,7 @@ impl Classifier {
 
 impl Compiled {
     fn matches(&self, flow: &FlowKey, destination: [u64; 2], interface: InterfaceId) -> bool {
-        let source = super::destination_words(&flow.reversed());
+        let source = super::services::destination_words(&flow.reversed());
         self.protocol.is_none_or(|protocol| protocol == flow.protocol.0)
             && self.family.is_none_or(|family| family == flow.family)
             && self.interface.is_none_or(|wanted| wanted == interface)

@@ -1,5 +1,7 @@
 //! What a flow finds in a table.
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::packet::Protocol;
 use crate::service::{MarkRule, TransportProtocol};
