@@ -345,6 +345,20 @@ fn a_change_waits_for_new_neighbours_but_not_for_ever() {
     let second = SERVER.replace("10.1.0.1", "10.1.0.2");
     fixture.apply(commands(&format!("{WEB}{second}")).split_off(1));
     assert!((SETTLE_MS..SETTLE_MS + 100).contains(&(fixture.world.borrow().now_ms - start)));
+
+    // What was waited for in vain holds up no later change, neither of itself nor of its service's other servers.
+    let start = fixture.world.borrow().now_ms;
+    for server in [&second, SERVER] {
+        let heavier = commands(&format!("{WEB}{server}weight = 7\n")).split_off(1).remove(0);
+        let Command::AddDestination { service, destination } = heavier else {
+            panic!("{heavier:?}");
+        };
+        assert_eq!(
+            fixture.apply(vec![Command::EditDestination { service, destination }]),
+            [None]
+        );
+    }
+    assert_eq!(fixture.world.borrow().now_ms, start);
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub struct Registry {
     marks: marks::Marks,
     generation: u64,
     tables: tables::Tables,
-    /// Destinations that came with the last change, and were not reached yet.
+    /// Destinations that came with the last change.
     awaited: Vec<DestinationId>,
 }
 
@@ -375,12 +375,14 @@ impl Registry {
         let mut ids = Vec::with_capacity(entry.destinations().len());
         let mut candidates = Vec::with_capacity(entry.destinations().len());
         for destination in entry.destinations() {
+            let known = self.by_key.get(&(key, destination.key));
+            let is_new = !known.is_some_and(|id| self.destination(*id).is_some_and(|live| live.present));
             let id = self.bring_in_destination(key, entry.incarnation, destination, routes);
-            let Some(live) = self.destination(id) else { continue };
-            let (load, unreached) = (live.load.clone(), live.reach == Reach::Resolving);
-            if unreached {
+            if is_new {
                 self.awaited.push(id);
             }
+            let Some(live) = self.destination(id) else { continue };
+            let load = live.load.clone();
             candidates.push(Candidate {
                 key: destination.key,
                 weight: destination.weight,
