@@ -1,27 +1,30 @@
 //! The daemon's side of the control socket: takes requests, hands them to the control thread, sends its answers.
 //!
-//! One thread accepts, one thread a client reads a line, waits for the answer and writes it. Only root and the
-//! daemon's own user are heard: the file mode keeps others out, and SO_PEERCRED is asked all the same.
+//! A thread accepts a client and serves it itself: it reads a line, waits for the answer and writes it. Another accepts meanwhile. To
+//! start a thread or to wake one for each client would be a tenth of what a command takes. Only root and the daemon's own user are
+//! heard: the file mode keeps others out, and SO_PEERCRED is asked all the same.
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::protocol::{REQUEST_LEN_MAX, Reply, Request};
-use crate::io::poll::{PollSet, Waker, Woken};
 use crate::io::unix;
 
 /// Clients at a time.
 pub const CLIENTS_MAX: usize = 64;
+/// Threads that wait for clients: one takes the next, and one is there at once in its place.
+const WAITING_MAX: usize = 2;
 /// A request must be complete this long after its first byte.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(10);
 /// A client that asks nothing for so long is closed.
@@ -113,11 +116,9 @@ pub struct Server {
     leave_file: bool,
     /// Device and inode of our file: another daemon's file at the same path is left alone.
     identity: (u64, u64),
-    stopping: Arc<AtomicBool>,
-    /// Clients that just came and have not asked yet, or are owed an answer.
-    busy: Arc<AtomicUsize>,
-    waker: Waker,
-    thread: Option<JoinHandle<()>>,
+    /// The listening socket as one that can be shut down, which ends all waiting for clients.
+    socket: UnixStream,
+    door: Arc<Door>,
 }
 
 impl Server {
@@ -144,32 +145,25 @@ impl Server {
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).map_err(system("cannot set its mode"))?;
         let metadata = fs::metadata(&new).map_err(system("cannot look at it"))?;
         fs::rename(&new, path).map_err(system("cannot rename"))?;
-        listener.set_nonblocking(true).map_err(system("cannot listen"))?;
-
-        let waker = Waker::new().map_err(system("cannot make a waker"))?;
-        let stopping = Arc::new(AtomicBool::new(false));
-        let busy = Arc::new(AtomicUsize::new(0));
-        let accepting = Accepting {
-            polls: PollSet::new(waker.clone(), &[listener.as_raw_fd()]),
-            listener,
-            requests,
-            stopping: stopping.clone(),
-            clients: Arc::new(AtomicUsize::new(0)),
-            busy: busy.clone(),
-        };
-        let thread = thread::Builder::new()
-            .name("uvs-socket".to_owned())
-            .spawn(move || accepting.run())
-            .map_err(system("cannot start its thread"))?;
-        Ok(Server {
+        let socket = listener.try_clone().map_err(system("cannot listen"))?;
+        let server = Server {
             path: path.to_owned(),
             leave_file: false,
             identity: (metadata.dev(), metadata.ino()),
-            stopping,
-            busy,
-            waker,
-            thread: Some(thread),
-        })
+            socket: OwnedFd::from(socket).into(),
+            door: Arc::new(Door {
+                listener,
+                requests,
+                stopping: AtomicBool::new(false),
+                clients: AtomicUsize::new(0),
+                waiting: AtomicUsize::new(0),
+                busy: AtomicUsize::new(0),
+            }),
+        };
+        for _ in 0..WAITING_MAX {
+            server.door.start_thread().map_err(system("cannot start its thread"))?;
+        }
+        Ok(server)
     }
 
     /// Closes it without removing its file, as a crash would.
@@ -180,12 +174,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.waker.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the control socket's thread panicked");
+        self.door.stopping.store(true, Ordering::Relaxed);
+        if let Err(error) = self.socket.shutdown(Shutdown::Both) {
+            log::error!("control socket {}: cannot close it: {error}", self.path.display());
         }
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
         if ours
@@ -195,7 +186,7 @@ impl Drop for Server {
             log::warn!("control socket {}: cannot remove it: {error}", self.path.display());
         }
         let deadline = Instant::now() + LAST_WORDS_MAX;
-        while self.busy.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        while self.door.busy.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -230,25 +221,63 @@ fn nobody_there(path: &Path) -> Result<(), ServerError> {
     }
 }
 
-/// What the accepting thread owns.
-struct Accepting {
+/// What the threads share that accept clients and serve them.
+#[derive(Debug)]
+struct Door {
     listener: UnixListener,
-    polls: PollSet,
     requests: Sender<Asked>,
-    stopping: Arc<AtomicBool>,
-    clients: Arc<AtomicUsize>,
-    busy: Arc<AtomicUsize>,
+    stopping: AtomicBool,
+    clients: AtomicUsize,
+    /// Threads that wait for the next client.
+    waiting: AtomicUsize,
+    /// Clients that just came and have not asked yet, or are owed an answer.
+    busy: AtomicUsize,
 }
 
-impl Accepting {
-    fn run(mut self) {
-        while !self.stopping.load(Ordering::Relaxed) {
-            if self.polls.wait(Duration::from_secs(3600)) != Woken::Ready {
+impl Door {
+    fn start_thread(self: &Arc<Self>) -> io::Result<()> {
+        let door = self.clone();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let started = thread::Builder::new()
+            .name("uvs-client".to_owned())
+            .spawn(move || door.attend());
+        if let Err(error) = started {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// What each thread does, until enough others wait for clients.
+    fn attend(self: &Arc<Self>) {
+        while let Some(stream) = self.accept() {
+            let Some(mut client) = self.admit(stream) else {
                 continue;
+            };
+            if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1
+                && let Err(error) = self.start_thread()
+            {
+                // Who comes meanwhile waits until this client, or another, is served.
+                log::error!("control socket: cannot start a thread: {error}");
             }
-            match self.listener.accept() {
-                Ok((stream, _)) => self.admit(stream),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            client.serve();
+            drop(client);
+            if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+
+    /// The next client, or none when the socket is closed.
+    fn accept(&self) -> Option<UnixStream> {
+        loop {
+            let accepted = self.listener.accept();
+            if self.stopping.load(Ordering::Relaxed) {
+                return None;
+            }
+            match accepted {
+                Ok((stream, _)) => return Some(stream),
                 Err(error) => {
                     // Out of descriptors, mostly: others must close theirs first.
                     log::error!("control socket: accept: {error}");
@@ -258,44 +287,30 @@ impl Accepting {
         }
     }
 
-    fn admit(&self, stream: UnixStream) {
+    /// A client that is to be served; one that is not is told why.
+    fn admit(self: &Arc<Self>, stream: UnixStream) -> Option<Client> {
+        let others = self.clients.fetch_add(1, Ordering::Relaxed);
         let refusal = match unix::peer_credentials(&stream) {
             Ok(peer) if !may_ask(peer.uid, unix::effective_uid()) => Some("permission denied: root only".to_owned()),
-            Ok(_) if self.clients.load(Ordering::Relaxed) >= CLIENTS_MAX => {
-                Some(format!("{CLIENTS_MAX} clients are connected already"))
-            }
+            Ok(_) if others >= CLIENTS_MAX => Some(format!("{CLIENTS_MAX} clients are connected already")),
             Ok(_) => None,
             Err(error) => Some(format!("cannot see who asks: {error}")),
         };
         let mut client = Client {
             stream,
-            requests: self.requests.clone(),
-            stopping: self.stopping.clone(),
-            busy: self.busy.clone(),
+            door: self.clone(),
             is_busy: false,
             pending: Vec::new(),
         };
         // Already, not when its request was read: else the program might end in between, and nobody would know whether it was carried out.
         client.set_busy(true);
-        if let Some(message) = refusal {
-            log::warn!("control socket: refused: {message}");
-            // It is being sent away: whether it hears why is its affair.
-            let _ = client.write(&Reply::Error { message });
-            return;
-        }
-        let clients = self.clients.clone();
-        clients.fetch_add(1, Ordering::Relaxed);
-        let served = thread::Builder::new().name("uvs-client".to_owned()).spawn({
-            let clients = clients.clone();
-            move || {
-                client.serve();
-                clients.fetch_sub(1, Ordering::Relaxed);
-            }
-        });
-        if let Err(error) = served {
-            clients.fetch_sub(1, Ordering::Relaxed);
-            log::error!("control socket: cannot start a thread: {error}");
-        }
+        let Some(message) = refusal else {
+            return Some(client);
+        };
+        log::warn!("control socket: refused: {message}");
+        // It is being sent away: whether it hears why is its affair.
+        let _ = client.write(&Reply::Error { message });
+        None
     }
 }
 
@@ -307,9 +322,7 @@ fn may_ask(peer: u32, own: u32) -> bool {
 /// One client.
 struct Client {
     stream: UnixStream,
-    requests: Sender<Asked>,
-    stopping: Arc<AtomicBool>,
-    busy: Arc<AtomicUsize>,
+    door: Arc<Door>,
     /// It is one of `busy`.
     is_busy: bool,
     /// Read, and not yet a whole line.
@@ -319,6 +332,7 @@ struct Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.set_busy(false);
+        self.door.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -361,8 +375,8 @@ impl Client {
 
     fn set_busy(&mut self, busy: bool) {
         match (self.is_busy, busy) {
-            (false, true) => self.busy.fetch_add(1, Ordering::Relaxed),
-            (true, false) => self.busy.fetch_sub(1, Ordering::Relaxed),
+            (false, true) => self.door.busy.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.door.busy.fetch_sub(1, Ordering::Relaxed),
             _ => return,
         };
         self.is_busy = busy;
@@ -375,7 +389,7 @@ impl Client {
             Err(reason) => return error(format!("not a request: {reason}")),
         };
         let (asked, answer) = Asked::new(request);
-        let answer = self.requests.send(asked).ok().and_then(|()| answer.recv().ok());
+        let answer = self.door.requests.send(asked).ok().and_then(|()| answer.recv().ok());
         match answer {
             Some(make) => make(),
             None => error(STOPPING.to_owned()),
@@ -421,7 +435,7 @@ impl Client {
                     self.pending.extend_from_slice(&chunk[..n]);
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                    if self.stopping.load(Ordering::Relaxed) {
+                    if self.door.stopping.load(Ordering::Relaxed) {
                         return Ok(Line::End);
                     }
                     if self.pending.is_empty() {

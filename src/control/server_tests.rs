@@ -93,7 +93,7 @@ fn nonsense_is_refused_and_the_client_may_go_on() {
 
 #[test]
 fn too_many_clients_are_told_so() {
-    let fixture = Fixture::new();
+    let mut fixture = Fixture::new();
     fixture.answer_all();
     let mut clients: Vec<_> = (0..CLIENTS_MAX).map(|_| fixture.connect()).collect();
     for client in &mut clients {
@@ -115,6 +115,22 @@ fn too_many_clients_are_told_so() {
             break;
         }
         assert!(start.elapsed() < Duration::from_secs(10));
+    }
+    // All leave, and their threads but those that wait for clients; those end with the server.
+    drop(clients);
+    let server = fixture.server.take().unwrap();
+    let door = server.door.clone();
+    threads_of(&door, 2 + WAITING_MAX);
+    drop(server);
+    threads_of(&door, 1);
+}
+
+/// Waits until so many hold it.
+fn threads_of(door: &Arc<Door>, wanted: usize) {
+    let start = Instant::now();
+    while Arc::strong_count(door) != wanted {
+        assert!(start.elapsed() < Duration::from_secs(10), "{}", Arc::strong_count(door));
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -162,10 +178,10 @@ fn the_last_answer_is_written_before_the_server_is_gone() {
         }
     });
     let server = fixture.server.take().unwrap();
-    let busy = server.busy.clone();
-    assert_eq!(busy.load(Ordering::Relaxed), 1);
+    let door = server.door.clone();
+    assert_eq!(door.busy.load(Ordering::Relaxed), 1);
     drop(server);
-    assert_eq!(busy.load(Ordering::Relaxed), 0);
+    assert_eq!(door.busy.load(Ordering::Relaxed), 0);
     assert!(is_ok(&receive(&mut client)));
 }
 
@@ -176,7 +192,7 @@ fn a_client_that_came_with_a_request_is_waited_for() {
     let mut client = fixture.connect();
     let server = fixture.server.take().unwrap();
     let start = Instant::now();
-    while server.busy.load(Ordering::Relaxed) == 0 {
+    while server.door.busy.load(Ordering::Relaxed) == 0 {
         assert!(start.elapsed() < Duration::from_secs(10), "it is not counted");
         thread::sleep(Duration::from_millis(1));
     }
