@@ -12,7 +12,6 @@ mod stats;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -24,6 +23,11 @@ use crate::options::{
     StatsOptions, StopOptions, SysctlOptions,
 };
 use crate::replay::error::ReplayError;
+
+// Exit codes.
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
 
 /// A Linux Virtual Server director in userspace: IPVS on AF_XDP or packet sockets, with ipvsadm's commands and output
 #[derive(Debug, Parser)]
@@ -66,8 +70,8 @@ enum Command {
     Decap(DecapOptions),
 }
 
-/// Runs `uvs` with all its arguments, the program's name first.
-pub fn main(arguments: &[OsString]) -> ExitCode {
+/// Runs `uvs` with all its arguments, the program's name first. Returns its exit code.
+pub fn main(arguments: &[OsString]) -> u8 {
     let called = arguments
         .first()
         .map(|name| name.to_string_lossy().into_owned())
@@ -86,12 +90,12 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
         Err(error) => {
             // Printing fails only when the terminal is gone; there is nowhere left to say so.
             let _ = error.print();
-            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+            u8::try_from(error.exit_code()).unwrap_or(USAGE)
         }
     }
 }
 
-fn dispatch(command: Command) -> ExitCode {
+fn dispatch(command: Command) -> u8 {
     match command {
         Command::Run(options) => run(options),
         Command::Demo(options) => demo(options),
@@ -119,30 +123,30 @@ fn client(socket: &SocketOption) -> Client {
 }
 
 /// Prints an answer, or why there is none.
-fn print(answer: Result<String, ask::AskError>) -> ExitCode {
+fn print(answer: Result<String, ask::AskError>) -> u8 {
     match answer {
         Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => DONE,
             // The reader went away, as with `uvs stats | head`.
-            Err(_) => ExitCode::FAILURE,
+            Err(_) => FAILED,
         },
         Err(error) => {
             eprintln!("uvs: {error}");
             match error {
-                ask::AskError::Usage(_) => ExitCode::from(2),
-                _ => ExitCode::FAILURE,
+                ask::AskError::Usage(_) => USAGE,
+                _ => FAILED,
             }
         }
     }
 }
 
-fn run(options: RunOptions) -> ExitCode {
+fn run(options: RunOptions) -> u8 {
     start_log();
     match control::run::run(&options, ipvsadm::rules::parse_file) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => DONE,
         Err(error) => {
             eprintln!("uvs run: {error}");
-            ExitCode::FAILURE
+            FAILED
         }
     }
 }
@@ -162,36 +166,36 @@ fn start_log() {
         .init();
 }
 
-fn demo(options: DemoOptions) -> ExitCode {
+fn demo(options: DemoOptions) -> u8 {
     start_log();
-    crate::demo::run(&options)
+    if crate::demo::run(&options) { DONE } else { FAILED }
 }
 
-fn decap(options: DecapOptions) -> ExitCode {
+fn decap(options: DecapOptions) -> u8 {
     start_log();
     match crate::io::decap::run(&options.interface) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => DONE,
         Err(error) => {
             eprintln!("uvs decap: {error}");
-            ExitCode::FAILURE
+            FAILED
         }
     }
 }
 
-fn replay(options: &ReplayOptions) -> ExitCode {
+fn replay(options: &ReplayOptions) -> u8 {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     match crate::replay::run(options, &mut out) {
-        Ok(summary) if summary.different == 0 => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+        Ok(summary) if summary.different == 0 => DONE,
+        Ok(_) => FAILED,
         // The reader went away, as with `uvs replay … | head`.
-        Err(ReplayError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        Err(ReplayError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => FAILED,
         Err(error) => {
             // What was said before the error comes before it; a terminal that is gone is no news.
             let _ = out.flush();
             eprintln!("uvs replay: {error}");
             match error {
-                ReplayError::Usage(_) => ExitCode::from(2),
-                _ => ExitCode::FAILURE,
+                ReplayError::Usage(_) => USAGE,
+                _ => FAILED,
             }
         }
     }

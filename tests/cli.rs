@@ -1,9 +1,13 @@
 //! The built program, called by each of its names: which dialect answers, and with which exit code.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use uvs::io::unix::peer_credentials;
 
 /// Runs a program without a daemon behind its socket.
 fn run(program: &Path, arguments: &[&str]) -> Output {
@@ -95,4 +99,38 @@ fn exit_codes() {
             );
         }
     }
+}
+
+/// How: a pipe whose reader has gone before anything is written. Goal: an exit code, and not death by SIGPIPE.
+#[test]
+fn a_reader_that_went_away_is_no_signal() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uvs"));
+    let status = command.arg("--help").stdout(writer).status().unwrap();
+    assert!(status.code().is_some(), "{status}");
+}
+
+/// How: a shell closes them all, and the socket's other end looks what has their numbers while the program waits for it. Goal: no file
+/// of the program's own, that what it prints would go to.
+#[test]
+fn closed_standard_files_are_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("uvs.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec \"$0\" ping 0<&- 1>&- 2>&-", env!("CARGO_BIN_EXE_uvs")]);
+    let mut program = shell.env("UVS_SOCKET", &socket).spawn().unwrap();
+    let (mut client, _) = listener.accept().unwrap();
+    let mut request = String::new();
+    BufReader::new(&client).read_line(&mut request).unwrap();
+    let pid = peer_credentials(&client).unwrap().pid;
+    for fd in 0..3 {
+        let file = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap();
+        assert_eq!(file, Path::new("/dev/null"), "{fd}");
+    }
+    client
+        .write_all(b"{\"reply\":\"ok\",\"version\":\"1\",\"pid\":2}\n")
+        .unwrap();
+    assert!(program.wait().unwrap().success());
 }

@@ -15,7 +15,7 @@ use super::registry::Routes;
 use super::report::{InterfaceReport, Report};
 use crate::conn::{CallId, Connection, ConnectionTable, EntryDropper, Tick, TimeoutTable, WorkerId};
 use crate::dataplane::counters::{FrameCounts, WorkerShared};
-use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand};
+use crate::dataplane::worker::{LATENCY_MAX_NS, SlowStatistics, WorkerCommand, WorkerTable};
 use crate::io::bpf::BpfError;
 use crate::io::clock;
 use crate::io::filter::{FilterCounters, FilterMaps, Rule};
@@ -42,6 +42,8 @@ pub struct WorkerHandle {
     pub commands: Sender<WorkerCommand>,
     /// Ends its sleep.
     pub waker: Waker,
+    /// What it works by.
+    pub table: WorkerTable,
     /// Its numbers.
     pub shared: Arc<WorkerShared>,
     /// The thread.
@@ -54,6 +56,18 @@ impl WorkerHandle {
         let sent = self.commands.send(command).is_ok();
         self.waker.wake();
         sent
+    }
+
+    /// `false`: it is awake, and must be asked.
+    fn change_asleep(&self, table: &Arc<Table>) -> bool {
+        let Ok(mut asleep) = self.table.try_lock() else {
+            return false;
+        };
+        let old = std::mem::replace(&mut *asleep, table.clone());
+        drop(asleep);
+        // Not while it would have to wait: this may be the last of it.
+        drop(old);
+        true
     }
 }
 
@@ -310,13 +324,16 @@ impl Outside for Director {
         };
         let mut answers = Vec::with_capacity(self.workers.len());
         for (number, worker) in self.workers.iter().enumerate() {
+            if worker.change_asleep(&table) {
+                continue;
+            }
             let (done, answer) = bounded(1);
             if !worker.order(WorkerCommand::Table(table.clone(), done)) {
                 return Err(stuck(number));
             }
-            answers.push(answer);
+            answers.push((number, answer));
         }
-        for (number, answer) in answers.iter().enumerate() {
+        for (number, answer) in answers {
             // The worker has given the old table back, which is the registry's alone now.
             answer.recv_deadline(until).map_err(|_| stuck(number))?;
         }

@@ -3,7 +3,7 @@
 //! A daemon has one driver, as a frame that came in by one can leave only by the same one. `auto` takes `xdp` when
 //! every interface can do it natively, else `raw`, and says why.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::unbounded;
 
@@ -13,7 +13,7 @@ use crate::conn::{ConnectionTable, WorkerId};
 use crate::dataplane::counters::WorkerShared;
 use crate::dataplane::driver::Driver;
 use crate::dataplane::pipeline::Pipeline;
-use crate::dataplane::worker::Worker;
+use crate::dataplane::worker::{Worker, WorkerTable};
 use crate::forward::Identifications;
 use crate::io::bpf::BpfError;
 use crate::io::bpf::xdp_link::AttachMode;
@@ -391,6 +391,7 @@ fn spawn_all<D: Driver + Send + 'static>(
     for (number, (driver, waker)) in drivers.into_iter().enumerate() {
         let (commands, orders) = unbounded();
         let numbers = Arc::new(WorkerShared::default());
+        let table = WorkerTable::new(Mutex::new(shared.table.clone()));
         // Without a random number they begin apart at least.
         let ids = Identifications::new(getrandom::u32().unwrap_or((number as u32) << 13));
         let worker_id = WorkerId(number as u16);
@@ -398,7 +399,7 @@ fn spawn_all<D: Driver + Send + 'static>(
         let worker = Worker::new(
             driver,
             pipeline,
-            shared.table.clone(),
+            table.clone(),
             orders,
             numbers.clone(),
             clock::boot_ns,
@@ -417,6 +418,7 @@ fn spawn_all<D: Driver + Send + 'static>(
         handles.push(WorkerHandle {
             commands,
             waker,
+            table,
             shared: numbers,
             thread: thread.map_err(|source| RunError::Thread {
                 what: "a worker",

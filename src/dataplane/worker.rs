@@ -1,6 +1,6 @@
 //! One worker: a pinned thread that owns its queues of every interface and runs the pipeline over them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -36,11 +36,15 @@ pub struct SlowStatistics {
     pub interfaces: Vec<InterfaceStatistics>,
 }
 
+/// The table that a worker works by. The worker holds the lock while it is awake; while it sleeps the control thread may change the
+/// table without waking it, which takes longer than all else that a change needs.
+pub type WorkerTable = Arc<Mutex<Arc<Table>>>;
+
 /// Everything that one worker thread owns.
 pub struct Worker<D: Driver> {
     driver: D,
     pipeline: Pipeline,
-    table: Arc<Table>,
+    table: WorkerTable,
     commands: Receiver<WorkerCommand>,
     shared: Arc<WorkerShared>,
     /// Nanoseconds of CLOCK_BOOTTIME.
@@ -56,7 +60,7 @@ impl<D: Driver> Worker<D> {
     pub fn new(
         driver: D,
         pipeline: Pipeline,
-        table: Arc<Table>,
+        table: WorkerTable,
         commands: Receiver<WorkerCommand>,
         shared: Arc<WorkerShared>,
         clock: fn() -> u64,
@@ -81,15 +85,17 @@ impl<D: Driver> Worker<D> {
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         let mut idle_rounds = 0;
+        let lock = self.table.clone();
+        let mut table = taken(&lock);
         self.pipeline.online();
         loop {
             WorkerShared::bump(&self.shared.heartbeat);
             while let Ok(command) = self.commands.try_recv() {
-                if self.obey(command) {
+                if self.obey(command, &mut table) {
                     return;
                 }
             }
-            if self.round(&mut batch) > 0 {
+            if self.round(&mut batch, &table) > 0 {
                 idle_rounds = 0;
             } else if idle_rounds < self.spin_rounds {
                 idle_rounds += 1;
@@ -99,7 +105,9 @@ impl<D: Driver> Worker<D> {
                 self.flush();
                 self.pipeline.publish(&self.shared);
                 self.pipeline.offline();
+                drop(table);
                 self.driver.wait(SLEEP_MAX);
+                table = taken(&lock);
                 self.pipeline.online();
                 idle_rounds = 0;
             }
@@ -107,13 +115,13 @@ impl<D: Driver> Worker<D> {
     }
 
     /// One batch: receive, process, transmit, count. Returns how many frames came.
-    fn round(&mut self, batch: &mut Vec<Received<D::Frame>>) -> usize {
+    fn round(&mut self, batch: &mut Vec<Received<D::Frame>>, table: &Table) -> usize {
         let received = self.driver.receive(batch);
         if received == 0 {
             return 0;
         }
         let start_ns = (self.clock)();
-        self.pipeline.process(&mut self.driver, batch, &self.table, start_ns);
+        self.pipeline.process(&mut self.driver, batch, table, start_ns);
         self.flush();
         self.pipeline.publish(&self.shared);
         let spent_ns = (self.clock)().saturating_sub(start_ns);
@@ -129,10 +137,10 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Carries out a command; `true` = stop.
-    fn obey(&mut self, command: WorkerCommand) -> bool {
+    fn obey(&mut self, command: WorkerCommand, table: &mut Arc<Table>) -> bool {
         match command {
-            WorkerCommand::Table(table, done) => {
-                let old = std::mem::replace(&mut self.table, table);
+            WorkerCommand::Table(new, done) => {
+                let old = std::mem::replace(table, new);
                 // The control thread may have given up waiting: it ends the process then.
                 drop(done.send(old));
             }
@@ -150,4 +158,9 @@ impl<D: Driver> Worker<D> {
         }
         false
     }
+}
+
+/// An `Arc` in another's place leaves nothing half done, so a panic elsewhere does no harm here.
+fn taken(lock: &Mutex<Arc<Table>>) -> MutexGuard<'_, Arc<Table>> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

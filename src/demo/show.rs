@@ -4,7 +4,6 @@
 //! went. The exit code is 0 only if the servers took turns and the table is right. Nothing is left behind: what
 //! `Drop` cannot do, because this process was killed, a [`Guardian`] does.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -26,11 +25,11 @@ const REQUESTS: usize = 6;
 /// How long the table may take to show all connections as closed.
 const SETTLE_MAX: Duration = Duration::from_secs(3);
 
-/// Runs `uvs demo`.
-pub fn run(options: &DemoOptions) -> ExitCode {
+/// Runs `uvs demo`. `true`: all was as it should be.
+pub fn run(options: &DemoOptions) -> bool {
     if !netns::is_root() {
         eprintln!("uvs demo: {}", Error::NotRoot);
-        return ExitCode::FAILURE;
+        return false;
     }
     let own = std::process::id();
     // Before any thread. Without it all is well too, as long as nobody kills this process.
@@ -42,19 +41,18 @@ pub fn run(options: &DemoOptions) -> ExitCode {
         Ok(stop) => stop,
         Err(error) => {
             eprintln!("uvs demo: cannot catch signals: {error}");
-            return ExitCode::FAILURE;
+            return false;
         }
     };
     match show_all(options, &stop) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(all_right) => all_right,
         Err(_) if stop.load(Ordering::Relaxed) => {
             eprintln!("uvs demo: interrupted; everything is cleaned up");
-            ExitCode::FAILURE
+            false
         }
         Err(error) => {
             eprintln!("uvs demo: {error}");
-            ExitCode::FAILURE
+            false
         }
     }
 }

@@ -21,6 +21,7 @@
 //! | [`poll`] | sleeping on file descriptors, and waking who sleeps |
 //! | [`process`] | child processes that cannot be left behind |
 //! | [`raw`] | the driver over packet sockets |
+//! | [`start`] | the first steps of the program |
 //! | [`stream`] | TCP connections from a chosen address |
 //! | [`tap`] | whole frames past the local stack, for tests |
 //! | [`tun`] | frames for the local stack |
@@ -48,6 +49,7 @@ pub mod packet_socket;
 pub mod poll;
 pub mod process;
 pub mod raw;
+pub mod start;
 pub mod stream;
 pub mod tap;
 #[cfg(test)]

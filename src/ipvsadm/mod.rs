@@ -32,7 +32,6 @@ mod usage;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
-use std::process::ExitCode;
 
 pub use invocation::{Columns, Format, Invocation, Listed, SyncDaemon, UsageError};
 pub use names::{Names, SystemNames};
@@ -58,8 +57,8 @@ impl Program {
 }
 
 /// Runs the program `called` (a name or path whose last part [`Program::of`] knows) against the daemon behind
-/// `UVS_SOCKET`.
-pub fn main(called: &str, arguments: &[OsString]) -> ExitCode {
+/// `UVS_SOCKET`. Returns its exit code.
+pub fn main(called: &str, arguments: &[OsString]) -> u8 {
     let arguments: Vec<String> = arguments
         .iter()
         .map(|word| word.to_string_lossy().into_owned())
@@ -72,8 +71,8 @@ pub fn main(called: &str, arguments: &[OsString]) -> ExitCode {
     // Without standard error there is nobody to tell.
     let _ = std::io::stderr().write_all(outcome.stderr.as_bytes());
     match printed {
-        Ok(()) => ExitCode::from(outcome.exit_code),
+        Ok(()) => outcome.exit_code,
         // The reader went away, as with `ipvsadm -L | head`.
-        Err(_) => ExitCode::FAILURE,
+        Err(_) => 1,
     }
 }
