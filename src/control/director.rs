@@ -467,3 +467,71 @@ fn listing(connection: &Connection, connections: &ConnectionTable, now: Tick) ->
             .map(|id| String::from_utf8_lossy(&text(id)).into_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::pipeline::Pipeline;
+    use crate::dataplane::worker::Worker;
+    use crate::forward::Identifications;
+    use crate::io::memory::MemoryDriver;
+
+    /// A worker without interfaces that has begun to work.
+    fn worker() -> WorkerHandle {
+        let (commands, orders) = crossbeam_channel::unbounded();
+        let connections = Arc::new(ConnectionTable::anonymous(1024, 1).unwrap());
+        let pipeline = Pipeline::new(connections, Arc::default(), WorkerId(0), Identifications::new(0));
+        let (table, shared) = (WorkerTable::default(), Arc::new(WorkerShared::default()));
+        let driver = MemoryDriver::new(0, 1, 64);
+        let (of_worker, numbers) = (table.clone(), shared.clone());
+        let run = move || Worker::new(driver, pipeline, of_worker, orders, numbers, clock::boot_ns, 0).run();
+        WorkerHandle {
+            commands,
+            waker: Waker::new().unwrap(),
+            table,
+            shared,
+            thread: std::thread::spawn(run),
+        }
+    }
+
+    fn heartbeat(worker: &WorkerHandle) -> u64 {
+        worker.shared.heartbeat.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Goal: a sleeping worker has the new table without having looked up, and goes on with it.
+    #[test]
+    fn a_table_is_changed_while_the_worker_sleeps() {
+        let worker = worker();
+        let start = Instant::now();
+        let before = loop {
+            let (beats, table) = (heartbeat(&worker), Arc::new(Table::default()));
+            let changed = beats > 0 && worker.change_asleep(&table);
+            // It may have looked up, as it does four times a second, just when the table was changed.
+            if changed && heartbeat(&worker) == beats {
+                assert!(Arc::ptr_eq(&worker.table.lock().unwrap(), &table));
+                break beats;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "it never sleeps");
+        };
+        while heartbeat(&worker) < before + 2 {
+            assert!(start.elapsed() < Duration::from_secs(10), "it does not go on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(worker.order(WorkerCommand::Stop));
+        worker.thread.join().unwrap();
+    }
+
+    /// How: the test has the lock, as a worker that is awake. Goal: it is asked.
+    #[test]
+    fn a_worker_that_is_awake_is_asked() {
+        let worker = worker();
+        let lock = worker.table.clone();
+        let awake = lock.lock().unwrap();
+        let table = Arc::new(Table::default());
+        assert!(!worker.change_asleep(&table));
+        assert!(!Arc::ptr_eq(&awake, &table));
+        drop(awake);
+        assert!(worker.order(WorkerCommand::Stop));
+        worker.thread.join().unwrap();
+    }
+}
