@@ -50,7 +50,7 @@ pub mod io;
 pub mod ipvsadm;
 pub mod options;
 pub mod packet;
-mod prefetch;
+pub mod prefetch;
 pub mod replay;
 pub mod scheduler;
 pub mod service;

@@ -1,6 +1,8 @@
 //! The bare forwarder: frames come and go by the drivers that uvs has, and nothing is done to them but new link
 //! addresses. What uvs costs above it is its data plane and its filter.
 //!
+//! The same with the least that a director does to a frame is another peer (`least`): what no director on these drivers can go below.
+//!
 //! Its own filter takes each IPv4 frame. The loop is the worker's: batches of 64, a flush after each, some empty rounds before it
 //! sleeps.
 
@@ -21,6 +23,7 @@ use uvs::io::xdp::{FRAMES_SPARE_DEFAULT, QueueBinding, XdpConfig, XdpDriver};
 use uvs::packet::{ETHERNET_HEADER_LEN, Frame};
 use uvs::table::InterfaceId;
 
+use crate::least::Least;
 use crate::rig::{CLIENT_MAC, CLIENTS_MAC, SERVER_MAC, SERVERS_MAC, wrong};
 
 /// As a worker of uvs.
@@ -34,16 +37,45 @@ const XDP_PASS: i32 = 2;
 /// The EtherType of IPv4 as two bytes read it.
 const IPV4: i32 = u16::from_ne_bytes([8, 0]) as i32;
 
-/// Forwards for ever, in the namespace of this process.
-pub fn run(driver: &str) -> Result<(), Error> {
+/// What is done to frames.
+pub trait Work {
+    /// Before the frames of a batch are rewritten.
+    fn prepare<F: Frame>(&mut self, batch: &[Received<F>]);
+    /// Rewrites the batch's frame of that number. `false`: it goes no further.
+    fn rewrite(&mut self, number: usize, from: InterfaceId, frame: &mut [u8]) -> bool;
+}
+
+/// New link addresses for IPv4.
+struct Bare;
+
+impl Work for Bare {
+    fn prepare<F: Frame>(&mut self, _: &[Received<F>]) {}
+
+    fn rewrite(&mut self, _: usize, from: InterfaceId, frame: &mut [u8]) -> bool {
+        let (source, destination) = match from.0 {
+            0 => (SERVERS_MAC, SERVER_MAC),
+            _ => (CLIENTS_MAC, CLIENT_MAC),
+        };
+        if frame.len() < ETHERNET_HEADER_LEN || frame[12..14] != [8, 0] {
+            return false;
+        }
+        frame[..6].copy_from_slice(&destination.0);
+        frame[6..12].copy_from_slice(&source.0);
+        true
+    }
+}
+
+/// Forwards for ever, in the namespace of this process: as the least director, if for so many `flows`.
+pub fn run(driver: &str, flows: Option<usize>) -> Result<(), Error> {
     let mut netlink = Netlink::open().map_err(wrong)?;
     let indices = INTERFACES.map(|name| netlink.link(name).map(|link| link.index));
     let [clients, servers] = indices;
     let indices = [clients.map_err(wrong)?, servers.map_err(wrong)?];
     let tun = Tun::create("bare0").map_err(wrong)?;
-    match driver {
-        "raw" => forward(open_raw(indices, &tun)?),
-        _ => forward(open_xdp(indices, &tun)?),
+    match (driver, flows) {
+        (_, Some(flows)) => forward(open_xdp(indices, &tun)?, Least::new(flows)?),
+        ("raw", None) => forward(open_raw(indices, &tun)?, Bare),
+        (_, None) => forward(open_xdp(indices, &tun)?, Bare),
     }
 }
 
@@ -96,7 +128,7 @@ fn open_raw(indices: [u32; 2], tun: &Tun) -> Result<raw::RawDriver, Error> {
     drivers.into_iter().next().ok_or_else(|| wrong("no driver"))
 }
 
-fn forward<D: Driver>(mut driver: D) -> Result<(), Error> {
+fn forward<D: Driver>(mut driver: D, mut work: impl Work) -> Result<(), Error> {
     println!("ready");
     let mut batch: Vec<Received<D::Frame>> = Vec::with_capacity(BATCH_MAX);
     let mut idle_rounds = 0;
@@ -111,20 +143,14 @@ fn forward<D: Driver>(mut driver: D) -> Result<(), Error> {
             continue;
         }
         idle_rounds = 0;
-        for Received { mut frame, interface } in batch.drain(..) {
-            let (out, source, destination) = match interface.0 {
-                0 => (1, SERVERS_MAC, SERVER_MAC),
-                _ => (0, CLIENTS_MAC, CLIENT_MAC),
-            };
-            let bytes = frame.bytes_mut();
-            if bytes.len() < ETHERNET_HEADER_LEN || bytes[12..14] != [8, 0] {
+        work.prepare(&batch);
+        for (number, Received { mut frame, interface }) in batch.drain(..).enumerate() {
+            if !work.rewrite(number, interface, frame.bytes_mut()) {
                 driver.free(frame);
                 continue;
             }
-            bytes[..6].copy_from_slice(&destination.0);
-            bytes[6..12].copy_from_slice(&source.0);
             // What the ring does not take is lost; the sink's count tells.
-            driver.transmit(InterfaceId(out), frame);
+            driver.transmit(InterfaceId(1 - interface.0), frame);
         }
         driver.flush();
     }

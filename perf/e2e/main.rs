@@ -8,6 +8,7 @@ mod datagrams;
 mod forwarder;
 mod generator;
 mod latency;
+mod least;
 mod peers;
 mod plot;
 mod report;
@@ -55,6 +56,9 @@ struct Arguments {
     /// Be the bare forwarder.
     #[arg(long, value_name = "DRIVER", hide = true)]
     forward: Option<String>,
+    /// Be the least director instead, on `xdp`, for so many flows.
+    #[arg(long, value_name = "FLOWS", requires = "forward", hide = true)]
+    least: Option<usize>,
 }
 
 /// What Debian has the peers and tools in.
@@ -67,7 +71,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(driver) = &arguments.forward {
-        return told(forwarder::run(driver).map_err(|error| error.to_string()).map(|()| true));
+        return told(
+            forwarder::run(driver, arguments.least)
+                .map_err(|error| error.to_string())
+                .map(|()| true),
+        );
     }
     told(measure(&arguments))
 }

@@ -24,7 +24,8 @@ impl Rig {
             Peer::Nft => self.start_nft(),
             Peer::Haproxy => self.start_haproxy(),
             Peer::NginxStream => self.start_stream(),
-            Peer::Bare(driver) => self.start_bare(driver),
+            Peer::Bare(driver) => self.start_bare(&[driver]),
+            Peer::Least => self.start_bare(&["xdp", "--least", &wanted.connections.to_string()]),
             Peer::Uvs(driver) | Peer::UvsDr(driver) => self.start_uvs(driver, wanted),
         }
     }
@@ -80,9 +81,9 @@ impl Rig {
         listens.map_err(|error| wrong(format!("{error}\n{said}")))
     }
 
-    fn start_bare(&mut self, driver: &str) -> Result<(), Error> {
+    fn start_bare(&mut self, arguments: &[&str]) -> Result<(), Error> {
         let mut command = Rig::pinned(&self.director, THEIRS, crate::this_program())?;
-        command.args(["--forward", driver]);
+        command.arg("--forward").args(arguments);
         let mut process =
             Process::start("the bare forwarder", &mut command).map_err(Error::io("the bare forwarder"))?;
         process

@@ -66,6 +66,8 @@ pub enum Peer {
     NginxStream,
     /// Takes frames as uvs does, and changes link addresses only.
     Bare(&'static str),
+    /// The bare forwarder, by `xdp`, with the least that a director does to a frame (NAT to one server).
+    Least,
     /// uvs with a driver, by NAT.
     Uvs(&'static str),
     /// uvs with a driver, by direct routing.
@@ -83,6 +85,7 @@ impl Peer {
             Peer::Haproxy => "haproxy TCP".into(),
             Peer::NginxStream => "nginx stream".into(),
             Peer::Bare(driver) => format!("bare forwarder, {driver}"),
+            Peer::Least => "least director, xdp".into(),
             Peer::Uvs(driver) => format!("uvs NAT, {driver}"),
             Peer::UvsDr(driver) => format!("uvs DR, {driver}"),
         }
@@ -117,6 +120,7 @@ impl Peer {
             Peer::Haproxy => "haproxy".into(),
             Peer::NginxStream => "stream".into(),
             Peer::Bare(driver) => format!("bare-{driver}"),
+            Peer::Least => "least".into(),
             Peer::Uvs(driver) => format!("nat-{driver}"),
             Peer::UvsDr(driver) => format!("dr-{driver}"),
         }
@@ -196,7 +200,10 @@ impl Rig {
             rig.client.set_offloads("eth0", false)?;
             rig.server.set_offloads("eth0", false)?;
         }
-        let xdp = matches!(peer, Peer::Base | Peer::Bare(_) | Peer::Uvs(_) | Peer::UvsDr(_));
+        let xdp = matches!(
+            peer,
+            Peer::Base | Peer::Bare(_) | Peer::Least | Peer::Uvs(_) | Peer::UvsDr(_)
+        );
         if wanted.live_frames && !xdp {
             let gro = || ethtool::set_offload("clients", Offload::Gro, true);
             rig.director
@@ -325,10 +332,10 @@ impl Rig {
             Peer::Kernel => self
                 .director
                 .add_route(&Route::via(vip, 32, server_address(0).into()))?,
-            Peer::Base | Peer::Direct | Peer::Bare(_) => {}
+            Peer::Base | Peer::Direct | Peer::Bare(_) | Peer::Least => {}
             _ => self.director.add_address("clients", vip, 32)?,
         }
-        let routes = !matches!(self.peer, Peer::Base | Peer::Bare(_));
+        let routes = !matches!(self.peer, Peer::Base | Peer::Bare(_) | Peer::Least);
         self.director
             .set_sysctl("net.ipv4.ip_forward", if routes { "1" } else { "0" })?;
         self.server.set_sysctl("net.core.somaxconn", "16384")?;
