@@ -31,7 +31,7 @@
 //! # One command's way
 //!
 //! `ipvsadm -a …` is parsed ([`ipvsadm`]) into a [`control::protocol::Request`], goes through the control socket ([`control::server`]) to
-//! the control thread ([`control::daemon`]), which makes the new [`control::state::State`] or refuses, builds a [`table::Table`], sends it
+//! the control thread ([`control::daemon`]), which makes the new [`control::state::State`] or refuses, builds a [`table::Table`], gives it
 //! to every worker and waits until all work by it. Then the filter follows, the rules are saved, and the caller is answered.
 //!
 //! # One counter's way

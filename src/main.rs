@@ -1,17 +1,22 @@
 //! The `uvs` program. Called as `ipvsadm`, `ipvsadm-save` or `ipvsadm-restore` it speaks that dialect.
-#![no_main]
+#![cfg_attr(target_env = "gnu", no_main)]
 #![allow(unsafe_code, reason = "C's main, sooner than Rust's: io::start")]
 
-use std::ffi::{c_char, c_int};
-
-use uvs::io::start;
-
-/// What the C library calls.
+/// What the C library calls. GNU's has given the arguments to Rust's standard library before.
+#[cfg(target_env = "gnu")]
 #[unsafe(no_mangle)]
-extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
-    start::prepare();
-    // SAFETY: handed on as they came.
-    let arguments = unsafe { start::arguments(argc, argv) };
+extern "C" fn main() -> std::ffi::c_int {
+    uvs::io::start::prepare();
+    run()
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn main() {
+    run()
+}
+
+fn run() -> ! {
+    let arguments: Vec<_> = std::env::args_os().collect();
     // Writes what standard output still holds.
     std::process::exit(uvs::cli::main(&arguments).into())
 }

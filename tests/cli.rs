@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use uvs::io::poll::{PollSet, Waker, Woken};
 use uvs::io::unix::peer_credentials;
 
 /// Runs a program without a daemon behind its socket.
@@ -121,6 +124,9 @@ fn closed_standard_files_are_replaced() {
     let mut shell = Command::new("sh");
     shell.args(["-c", "exec \"$0\" ping 0<&- 1>&- 2>&-", env!("CARGO_BIN_EXE_uvs")]);
     let mut program = shell.env("UVS_SOCKET", &socket).spawn().unwrap();
+    // One that ends without a word would be waited for.
+    let mut polls = PollSet::new(Waker::new().unwrap(), &[listener.as_raw_fd()]);
+    assert_eq!(polls.wait(Duration::from_secs(20)), Woken::Ready);
     let (mut client, _) = listener.accept().unwrap();
     let mut request = String::new();
     BufReader::new(&client).read_line(&mut request).unwrap();

@@ -73,6 +73,7 @@ pub fn run(driver: &str, flows: Option<usize>) -> Result<(), Error> {
     let indices = [clients.map_err(wrong)?, servers.map_err(wrong)?];
     let tun = Tun::create("bare0").map_err(wrong)?;
     match (driver, flows) {
+        ("raw", Some(_)) => Err(wrong("the least director is by xdp")),
         (_, Some(flows)) => forward(open_xdp(indices, &tun)?, Least::new(flows)?),
         ("raw", None) => forward(open_raw(indices, &tun)?, Bare),
         (_, None) => forward(open_xdp(indices, &tun)?, Bare),

@@ -58,10 +58,10 @@ impl Row {
     }
 
     /// The same ratio of a peer that is not judged: what can be reached here at all.
-    pub fn compare_ratio(&mut self, peer: &str, over: &str, goal: Goal) {
+    pub fn compare_ratio(&mut self, peer: &str, over: &str, goal: Goal, word: &'static str) {
         self.judge_ratio(peer, over, goal);
         if let Some(verdict) = self.verdicts.last_mut() {
-            verdict.word = "least possible here";
+            verdict.word = word;
         }
     }
 

@@ -359,6 +359,19 @@ fn a_change_waits_for_new_neighbours_but_not_for_ever() {
         );
     }
     assert_eq!(fixture.world.borrow().now_ms, start);
+    // One that goes and comes back is new.
+    let [add] = <[Command; 1]>::try_from(commands(&format!("{WEB}{second}")).split_off(1)).unwrap();
+    let Command::AddDestination { service, destination } = add.clone() else {
+        panic!("{add:?}");
+    };
+    let destination = destination.key;
+    assert_eq!(
+        fixture.apply(vec![Command::DeleteDestination { service, destination }]),
+        [None]
+    );
+    assert_eq!(fixture.world.borrow().now_ms, start);
+    assert_eq!(fixture.apply(vec![add]), [None]);
+    assert!(fixture.world.borrow().now_ms >= start + SETTLE_MS);
 }
 
 #[test]

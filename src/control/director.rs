@@ -58,14 +58,14 @@ impl WorkerHandle {
         sent
     }
 
-    /// `false`: it is awake, and must be asked.
+    /// Gives a worker that sleeps its next table. `false`: it is awake, and must be asked.
     fn change_asleep(&self, table: &Arc<Table>) -> bool {
         let Ok(mut asleep) = self.table.try_lock() else {
             return false;
         };
         let old = std::mem::replace(&mut *asleep, table.clone());
         drop(asleep);
-        // Not while it would have to wait: this may be the last of it.
+        // After the lock: the worker does not wait while it is taken apart, if this was the last of it.
         drop(old);
         true
     }

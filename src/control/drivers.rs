@@ -432,7 +432,6 @@ fn spawn_all<D: Driver + Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     /// A start that fails takes off what it attached, and only that. How: a detacher that notes whom it was called for.
     #[test]

@@ -375,12 +375,7 @@ impl Registry {
         let mut ids = Vec::with_capacity(entry.destinations().len());
         let mut candidates = Vec::with_capacity(entry.destinations().len());
         for destination in entry.destinations() {
-            let known = self.by_key.get(&(key, destination.key));
-            let is_new = !known.is_some_and(|id| self.destination(*id).is_some_and(|live| live.present));
             let id = self.bring_in_destination(key, entry.incarnation, destination, routes);
-            if is_new {
-                self.awaited.push(id);
-            }
             let Some(live) = self.destination(id) else { continue };
             let load = live.load.clone();
             candidates.push(Candidate {
@@ -421,12 +416,17 @@ impl Registry {
         routes: &mut dyn Routes,
     ) -> DestinationId {
         let Some(&id) = self.by_key.get(&(service, wanted.key)) else {
-            return self.new_slot(service, incarnation, wanted, routes);
+            let id = self.new_slot(service, incarnation, wanted, routes);
+            self.awaited.push(id);
+            return id;
         };
         self.trash.remove(&id);
         // Traffic so far belongs to the service that was there before.
         self.collect_slot(id.0 as usize);
         let was_present = self.destination(id).is_some_and(|live| live.present);
+        if !was_present {
+            self.awaited.push(id);
+        }
         if let Some(slot) = &mut self.slots[id.0 as usize] {
             if wanted.weight > 0 || !was_present || slot.incarnation != incarnation {
                 slot.last_weight = wanted.weight;

@@ -1,8 +1,8 @@
 //! The daemon's side of the control socket: takes requests, hands them to the control thread, sends its answers.
 //!
-//! A thread accepts a client and serves it itself: it reads a line, waits for the answer and writes it. Another accepts meanwhile. To
-//! start a thread or to wake one for each client would be a tenth of what a command takes. Only root and the daemon's own user are
-//! heard: the file mode keeps others out, and SO_PEERCRED is asked all the same.
+//! A thread accepts a client and serves it itself: it reads a line, waits for the answer and writes it. Another accepts meanwhile, so that
+//! no thread has to be started for each client. Only root and the daemon's own user are heard: the file mode keeps others out, and
+//! SO_PEERCRED is asked all the same.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -174,7 +174,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.door.stopping.store(true, Ordering::Relaxed);
+        self.door.stopping.store(true, Ordering::SeqCst);
         if let Err(error) = self.socket.shutdown(Shutdown::Both) {
             log::error!("control socket {}: cannot close it: {error}", self.path.display());
         }
@@ -186,7 +186,8 @@ impl Drop for Server {
             log::warn!("control socket {}: cannot remove it: {error}", self.path.display());
         }
         let deadline = Instant::now() + LAST_WORDS_MAX;
-        while self.door.busy.load(Ordering::Relaxed) > 0 && Instant::now() < deadline {
+        // A client that is accepted and not seen here sees that the server is stopping.
+        while self.door.busy.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -250,10 +251,10 @@ impl Door {
 
     /// What each thread does, until enough others wait for clients.
     fn attend(self: &Arc<Self>) {
-        while let Some(stream) = self.accept() {
-            let Some(mut client) = self.admit(stream) else {
+        while let Some(mut client) = self.accept() {
+            if !self.admit(&mut client) {
                 continue;
-            };
+            }
             if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1
                 && let Err(error) = self.start_thread()
             {
@@ -262,22 +263,27 @@ impl Door {
             }
             client.serve();
             drop(client);
-            if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
+            let one_more = |waiting| (waiting < WAITING_MAX).then_some(waiting + 1);
+            let waits = self
+                .waiting
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+            if waits.is_err() {
                 return;
             }
         }
     }
 
-    /// The next client, or none when the socket is closed.
-    fn accept(&self) -> Option<UnixStream> {
+    /// The next client, or none when the socket is closed. Who came before that, and was not accepted, is let go unheard.
+    fn accept(self: &Arc<Self>) -> Option<Client> {
         loop {
-            let accepted = self.listener.accept();
-            if self.stopping.load(Ordering::Relaxed) {
-                return None;
-            }
-            match accepted {
-                Ok((stream, _)) => return Some(stream),
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    let client = Client::new(stream, self.clone());
+                    if !self.stopping.load(Ordering::SeqCst) {
+                        return Some(client);
+                    }
+                }
+                Err(_) if self.stopping.load(Ordering::SeqCst) => return None,
                 Err(error) => {
                     // Out of descriptors, mostly: others must close theirs first.
                     log::error!("control socket: accept: {error}");
@@ -287,30 +293,20 @@ impl Door {
         }
     }
 
-    /// A client that is to be served; one that is not is told why.
-    fn admit(self: &Arc<Self>, stream: UnixStream) -> Option<Client> {
-        let others = self.clients.fetch_add(1, Ordering::Relaxed);
-        let refusal = match unix::peer_credentials(&stream) {
-            Ok(peer) if !may_ask(peer.uid, unix::effective_uid()) => Some("permission denied: root only".to_owned()),
-            Ok(_) if others >= CLIENTS_MAX => Some(format!("{CLIENTS_MAX} clients are connected already")),
-            Ok(_) => None,
-            Err(error) => Some(format!("cannot see who asks: {error}")),
-        };
-        let mut client = Client {
-            stream,
-            door: self.clone(),
-            is_busy: false,
-            pending: Vec::new(),
-        };
-        // Already, not when its request was read: else the program might end in between, and nobody would know whether it was carried out.
-        client.set_busy(true);
-        let Some(message) = refusal else {
-            return Some(client);
+    /// Whether a client is to be served; one that is not is told why.
+    fn admit(&self, client: &mut Client) -> bool {
+        let message = match unix::peer_credentials(&client.stream) {
+            Ok(peer) if !may_ask(peer.uid, unix::effective_uid()) => "permission denied: root only".to_owned(),
+            Ok(_) if self.clients.load(Ordering::Relaxed) > CLIENTS_MAX => {
+                format!("{CLIENTS_MAX} clients are connected already")
+            }
+            Ok(_) => return true,
+            Err(error) => format!("cannot see who asks: {error}"),
         };
         log::warn!("control socket: refused: {message}");
         // It is being sent away: whether it hears why is its affair.
         let _ = client.write(&Reply::Error { message });
-        None
+        false
     }
 }
 
@@ -346,6 +342,20 @@ enum Line {
 }
 
 impl Client {
+    /// Busy already, not when its request was read: else the program might end in between, and nobody would know whether it was
+    /// carried out.
+    fn new(stream: UnixStream, door: Arc<Door>) -> Client {
+        door.clients.fetch_add(1, Ordering::Relaxed);
+        let mut client = Client {
+            stream,
+            door,
+            is_busy: false,
+            pending: Vec::new(),
+        };
+        client.set_busy(true);
+        client
+    }
+
     fn serve(&mut self) {
         loop {
             match self.line() {
@@ -375,7 +385,7 @@ impl Client {
 
     fn set_busy(&mut self, busy: bool) {
         match (self.is_busy, busy) {
-            (false, true) => self.door.busy.fetch_add(1, Ordering::Relaxed),
+            (false, true) => self.door.busy.fetch_add(1, Ordering::SeqCst),
             (true, false) => self.door.busy.fetch_sub(1, Ordering::Relaxed),
             _ => return,
         };

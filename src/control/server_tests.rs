@@ -125,6 +125,34 @@ fn too_many_clients_are_told_so() {
     threads_of(&door, 1);
 }
 
+/// How: clients that come and go all at once, and one at a time among them. Goal: as many threads wait for clients afterwards as before,
+/// so the next one is served.
+#[test]
+fn threads_wait_for_clients_whatever_came() {
+    let mut fixture = Fixture::new();
+    fixture.answer_all();
+    for _ in 0..20 {
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        let mut client = fixture.connect();
+                        send(&mut client, b"{\"request\":\"ping\"}\n");
+                        assert!(is_ok(&receive(&mut client)));
+                    }
+                });
+            }
+        });
+    }
+    let server = fixture.server.take().unwrap();
+    threads_of(&server.door, 1 + WAITING_MAX);
+    assert_eq!(server.door.waiting.load(Ordering::Relaxed), WAITING_MAX);
+    assert_eq!(server.door.clients.load(Ordering::Relaxed), 0);
+    let mut client = fixture.connect();
+    send(&mut client, b"{\"request\":\"ping\"}\n");
+    assert!(is_ok(&receive(&mut client)));
+}
+
 /// Waits until so many hold it.
 fn threads_of(door: &Arc<Door>, wanted: usize) {
     let start = Instant::now();

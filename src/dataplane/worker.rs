@@ -37,7 +37,7 @@ pub struct SlowStatistics {
 }
 
 /// The table that a worker works by. The worker holds the lock while it is awake; while it sleeps the control thread may change the
-/// table without waking it, which takes longer than all else that a change needs.
+/// table without waking it: to wake a thread and to be woken by it takes longer than the change.
 pub type WorkerTable = Arc<Mutex<Arc<Table>>>;
 
 /// Everything that one worker thread owns.
