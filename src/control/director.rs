@@ -476,15 +476,26 @@ mod tests {
     use crate::forward::Identifications;
     use crate::io::memory::MemoryDriver;
 
-    /// A worker without interfaces that has begun to work.
-    fn worker() -> WorkerHandle {
+    /// A worker without interfaces, which sleeps after so many empty rounds.
+    fn worker(spin_rounds: u32) -> WorkerHandle {
         let (commands, orders) = crossbeam_channel::unbounded();
         let connections = Arc::new(ConnectionTable::anonymous(1024, 1).unwrap());
         let pipeline = Pipeline::new(connections, Arc::default(), WorkerId(0), Identifications::new(0));
         let (table, shared) = (WorkerTable::default(), Arc::new(WorkerShared::default()));
         let driver = MemoryDriver::new(0, 1, 64);
         let (of_worker, numbers) = (table.clone(), shared.clone());
-        let run = move || Worker::new(driver, pipeline, of_worker, orders, numbers, clock::boot_ns, 0).run();
+        let run = move || {
+            Worker::new(
+                driver,
+                pipeline,
+                of_worker,
+                orders,
+                numbers,
+                clock::boot_ns,
+                spin_rounds,
+            )
+            .run()
+        };
         WorkerHandle {
             commands,
             waker: Waker::new().unwrap(),
@@ -501,7 +512,7 @@ mod tests {
     /// Goal: a sleeping worker has the new table without having looked up, and goes on with it.
     #[test]
     fn a_table_is_changed_while_the_worker_sleeps() {
-        let worker = worker();
+        let worker = worker(0);
         let start = Instant::now();
         let before = loop {
             let (beats, table) = (heartbeat(&worker), Arc::new(Table::default()));
@@ -521,17 +532,22 @@ mod tests {
         worker.thread.join().unwrap();
     }
 
-    /// How: the test has the lock, as a worker that is awake. Goal: it is asked.
+    /// How: a worker that never sleeps. Goal: nobody takes its table from it; when asked it goes on with the new one.
     #[test]
     fn a_worker_that_is_awake_is_asked() {
-        let worker = worker();
-        let lock = worker.table.clone();
-        let awake = lock.lock().unwrap();
+        let worker = worker(u32::MAX);
+        let start = Instant::now();
+        while heartbeat(&worker) == 0 {
+            assert!(start.elapsed() < Duration::from_secs(10), "it does not begin");
+        }
         let table = Arc::new(Table::default());
         assert!(!worker.change_asleep(&table));
-        assert!(!Arc::ptr_eq(&awake, &table));
-        drop(awake);
+        let (done, answer) = bounded(1);
+        assert!(worker.order(WorkerCommand::Table(table.clone(), done)));
+        let old = answer.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(!Arc::ptr_eq(&old, &table));
         assert!(worker.order(WorkerCommand::Stop));
         worker.thread.join().unwrap();
+        assert!(Arc::ptr_eq(&worker.table.lock().unwrap(), &table));
     }
 }
