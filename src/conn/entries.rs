@@ -221,18 +221,30 @@ impl Entries {
         Ok(entries)
     }
 
-    /// Maps every page now, so that no worker faults, as huge pages where the kernel will.
-    fn populate(&self) {
-        let (start, length) = match self.offset.checked_sub(HEADER_BYTES) {
+    /// Where in the mapping the memory begins, and its length.
+    fn range(&self) -> (usize, usize) {
+        match self.offset.checked_sub(HEADER_BYTES) {
             None => (0, self.map.len()),
             Some(start) => (start, HEADER_BYTES + self.slots * SLOT_BYTES),
-        };
-        if self.offset != 0 {
-            // tmpfs makes no huge pages by itself.
-            collapse(self.map.as_ptr() as usize + start, length);
         }
+    }
+
+    /// Maps every page now, so that no worker faults.
+    fn populate(&self) {
+        let (start, length) = self.range();
         // Advice only, as above. PopulateWrite is Linux 5.14; before that pages fault in one by one.
         drop(self.map.advise_range(Advice::PopulateWrite, start, length));
+    }
+
+    /// Makes the `n`th 2 MiB of a file's memory a huge page if the kernel will (Linux 6.1): tmpfs makes none by itself. Some
+    /// ms, in which workers wait that come there. `false`: there is no `n`th, or no file.
+    pub fn make_huge_page(&self, n: usize) -> bool {
+        let (start, length) = self.range();
+        let there = self.offset != 0 && n < length / HUGE_PAGE_BYTES;
+        if there {
+            collapse(self.map.as_ptr() as usize + start + n * HUGE_PAGE_BYTES);
+        }
+        there
     }
 
     /// The header of a file.
@@ -382,11 +394,11 @@ pub fn advise_huge_pages<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
     }
 }
 
-/// Makes the pages huge where the kernel will (Linux 6.1).
-fn collapse(start: usize, length: usize) {
+/// Makes one huge page of the small ones from `start` on.
+fn collapse(start: usize) {
     const MADV_COLLAPSE: libc::c_int = 25;
-    // SAFETY: the range is a whole mapping of ours, and collapsing changes no content. Failure is slower, not wrong.
-    unsafe { libc::madvise(start as *mut libc::c_void, length, MADV_COLLAPSE) };
+    // SAFETY: the range lies in a mapping of ours, and collapsing changes no content. Failure is slower, not wrong.
+    unsafe { libc::madvise(start as *mut libc::c_void, HUGE_PAGE_BYTES, MADV_COLLAPSE) };
 }
 
 /// Compares eight 16-bit lanes (lane 0 is the lowest of `low`) with `wanted`: bit n = lane n is equal. May have bits

@@ -112,6 +112,11 @@ impl ConnectionTable {
         self.slots().len() * SLOT_BYTES + self.index.bytes() + self.slots.bytes() + self.chunks.bytes()
     }
 
+    /// Makes the `n`th huge page of the entries' memory: see [`Entries::make_huge_page`].
+    pub fn make_huge_page(&self, n: usize) -> bool {
+        self.entries.make_huge_page(n)
+    }
+
     /// Hash of a packet's flow.
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> Hash {

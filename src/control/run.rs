@@ -7,6 +7,8 @@
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
@@ -263,7 +265,7 @@ fn claim(interfaces: &[Interface], settings: &Settings, handed_over: bool) -> Re
                 // Nobody is asked who has it: that would fill its queue.
                 match liveness::try_claim(interface.index) {
                     Some(claim) => break claims.push(claim),
-                    None => std::thread::sleep(Duration::from_millis(2)),
+                    None => thread::sleep(Duration::from_millis(2)),
                 }
                 continue;
             }
@@ -294,6 +296,7 @@ struct Started {
     store: Store,
     /// Fingerprint of the configuration last applied.
     applied: Option<u64>,
+    connections: Arc<ConnectionTable>,
     entries: EntriesFile,
     indexes: Vec<u32>,
 }
@@ -330,7 +333,7 @@ impl Started {
         let rules = registry.filter_rules(&local, &Default::default());
         director.grow_filter(&rules).map_err(RunError::Rules)?;
         let shared = Shared {
-            connections,
+            connections: connections.clone(),
             hops: Arc::new(Hops::default()),
             table,
             tun: Tun::create(tun::NAME)?,
@@ -344,6 +347,7 @@ impl Started {
             director,
             store,
             applied,
+            connections,
             entries: file,
             indexes,
         })
@@ -377,7 +381,10 @@ impl Started {
             settings.interfaces.join(", ")
         );
         notify(&[sd_notify::NotifyState::Ready]);
-        let mut ending = match control.run(events) {
+        let ended = with_huge_pages(&self.connections, || control.run(events));
+        // Whoever is told of the end may open their file.
+        drop(self.connections);
+        let mut ending = match ended {
             Ok(ending) => ending,
             Err(stuck) => {
                 log::error!("{}", RunError::from(stuck));
@@ -394,6 +401,22 @@ impl Started {
         finish(ending, control.finish(), &self.entries, &self.indexes, server);
         Ok(again)
     }
+}
+
+/// Makes huge pages under the connections while `run` runs. Fresh ones can take ms each, and frames are not to wait for them.
+fn with_huge_pages<T>(connections: &ConnectionTable, run: impl FnOnce() -> T) -> T {
+    let ended = AtomicBool::new(false);
+    let go_on = |n: &usize| !ended.load(Ordering::Relaxed) && connections.make_huge_page(*n);
+    let make = || (0..).take_while(go_on).for_each(drop);
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("uvs-huge-pages".to_owned());
+        if let Err(error) = thread.spawn_scoped(scope, make) {
+            log::warn!("connections stay in small pages: no thread: {error}");
+        }
+        let result = run();
+        ended.store(true, Ordering::Relaxed);
+        result
+    })
 }
 
 /// Ends: what was promised to whoever asked is true when they are answered.
@@ -465,7 +488,7 @@ fn signals() -> Result<Receiver<Signal>, RunError> {
             }
         }
     };
-    let thread = std::thread::Builder::new().name("uvs-signals".to_owned()).spawn(listen);
+    let thread = thread::Builder::new().name("uvs-signals".to_owned()).spawn(listen);
     thread.map_err(|source| RunError::Thread {
         what: "signals",
         source,

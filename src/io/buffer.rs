@@ -7,6 +7,8 @@
 //! Used by the memory driver and by the packet-socket driver. A buffer belongs to exactly one pool, which is why a
 //! lost one shows: [`Pool::outstanding`] counts those that are out.
 
+use bytes::BytesMut;
+
 use crate::packet::frame::HEADROOM_MIN;
 use crate::packet::{Frame, NoRoom, Offload, Window};
 
@@ -23,21 +25,20 @@ const _: () = assert!(HEADROOM >= HEADROOM_MIN);
 /// moves its offsets too.
 #[derive(Debug)]
 pub struct FrameBuffer {
-    memory: Box<[u8]>,
+    memory: BytesMut,
     window: Window,
     offload: Offload,
 }
 
 impl FrameBuffer {
-    /// An empty frame that can hold `len_max` bytes behind its headroom. Fresh memory is zero and not touched
-    /// before it is used.
+    /// An empty frame that can hold `len_max` bytes behind its headroom.
     pub fn new(len_max: usize) -> FrameBuffer {
-        assert!(
-            len_max <= FRAME_LEN_MAX,
-            "a frame has at most {FRAME_LEN_MAX} bytes, not {len_max}"
-        );
+        FrameBuffer::over(BytesMut::zeroed(memory_len(len_max)))
+    }
+
+    fn over(memory: BytesMut) -> FrameBuffer {
         FrameBuffer {
-            memory: vec![0; HEADROOM + len_max].into_boxed_slice(),
+            memory,
             window: Window::new(HEADROOM, 0),
             offload: Offload::default(),
         }
@@ -107,6 +108,15 @@ impl Frame for FrameBuffer {
     }
 }
 
+/// Bytes of memory of a frame of up to `len_max` bytes.
+fn memory_len(len_max: usize) -> usize {
+    assert!(
+        len_max <= FRAME_LEN_MAX,
+        "a frame has at most {FRAME_LEN_MAX} bytes, not {len_max}"
+    );
+    HEADROOM + len_max
+}
+
 /// A fixed number of buffers of one size. Last returned, first given: the one still in the cache.
 #[derive(Debug)]
 pub struct Pool {
@@ -115,10 +125,21 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// `buffers` frames of up to `len_max` bytes each. Nothing is allocated afterwards.
+    /// `buffers` frames of up to `len_max` bytes each. Nothing is allocated afterwards. Their memory is one allocation,
+    /// which the kernel gives page by page when a frame is written there; that of many small ones would be written at once,
+    /// to have it zero.
     pub fn new(buffers: usize, len_max: usize) -> Pool {
+        let len = memory_len(len_max);
+        // All frames lie alike in their cache lines.
+        let stride = len.next_multiple_of(64);
+        let mut memory = BytesMut::zeroed(buffers * stride);
+        let one = |_| {
+            let mut one = memory.split_to(stride);
+            one.truncate(len);
+            FrameBuffer::over(one)
+        };
         Pool {
-            free: (0..buffers).map(|_| FrameBuffer::new(len_max)).collect(),
+            free: (0..buffers).map(one).collect(),
             buffers,
         }
     }

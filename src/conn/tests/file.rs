@@ -387,3 +387,30 @@ fn states_of_sctp_are_there_again() {
         assert_eq!(lookup(&table, &back).unwrap().entry, entry, "{state:?} by its replies");
     }
 }
+
+#[test]
+fn its_memory_becomes_huge_pages_while_connections_come() {
+    const CLIENTS: u32 = 60_000;
+    let place = place();
+    let entries = Entries::create(&place.path, ConnectionTable::slots_for(100_000), BOOT).unwrap();
+    let table = ConnectionTable::new(entries, 1);
+    let file = std::fs::metadata(&place.path).unwrap().len();
+    let pages = std::thread::scope(|scope| {
+        let pages = scope.spawn(|| (0..).take_while(|n| table.make_huge_page(*n)).count());
+        for client in 0..CLIENTS {
+            insert(
+                &table,
+                &new(flow(false, client), server(false, 1), Method::Masq),
+                Tick(1000),
+            );
+        }
+        pages.join().unwrap()
+    });
+    assert_eq!(pages as u64, file / (2 << 20));
+    assert!(pages >= 3, "{file} bytes");
+    for client in 0..CLIENTS {
+        assert!(lookup(&table, &flow(false, client)).is_some(), "{client}");
+    }
+    let anonymous = ConnectionTable::anonymous(100_000, 1).unwrap();
+    assert!(!anonymous.make_huge_page(0), "it has them from the start");
+}
