@@ -125,6 +125,7 @@ fn live_on(label: &str, driver: &str, other: &str) {
     kill(&mut s);
     stop_the_dead(&mut s);
     s.start(&["--driver", driver]).expect("it starts");
+    little_memory_was_waited_for(&mut s);
     leaves_nothing(&mut s);
 }
 
@@ -287,6 +288,26 @@ fn drops_while_dead(s: &Scenario) {
 
 fn attempt(s: &Scenario, to: SocketAddr) -> io::Result<()> {
     HttpClient::connect(s.topology.client.namespace(), None, to, Duration::from_millis(150)).map(drop)
+}
+
+/// What a start need not touch it does not, and huge pages under a new file of connections come afterwards.
+fn little_memory_was_waited_for(s: &mut Scenario) {
+    let pid = s.director().unwrap().process().id();
+    let heap = kib_of(pid, "[heap]", "Rss:");
+    assert!((1..2 << 10).contains(&heap), "{heap} KiB of heap");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while kib_of(pid, "/connections", "ShmemPmdMapped:") == 0 {
+        assert!(Instant::now() < deadline, "connections in small pages only");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A figure of a process's mapping, from its smaps.
+fn kib_of(pid: u32, mapping: &str, figure: &str) -> usize {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut lines = smaps.lines().skip_while(|line| !line.ends_with(mapping));
+    let line = lines.find_map(|line| line.strip_prefix(figure)).expect("a mapping");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// SIGTERM: no filter, no device, no socket, no entries, and the kernel answers for the VIP.

@@ -10,7 +10,7 @@
 use bytes::BytesMut;
 
 use crate::packet::frame::HEADROOM_MIN;
-use crate::packet::{Frame, NoRoom, Offload, Window};
+use crate::packet::{Frame, NoRoom, Offload, Window, memory};
 
 /// Longest frame: offsets in it are 16 bits wide. Super-frames of TCP stay below it (the kernel takes its largest
 /// possible headers off 65536 first).
@@ -125,21 +125,13 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// `buffers` frames of up to `len_max` bytes each. Nothing is allocated afterwards. Their memory is one allocation,
-    /// which the kernel gives page by page when a frame is written there; that of many small ones would be written at once,
-    /// to have it zero.
+    /// `buffers` frames of up to `len_max` bytes each. Nothing is allocated afterwards; memory that no frame reached is not
+    /// touched.
     pub fn new(buffers: usize, len_max: usize) -> Pool {
-        let len = memory_len(len_max);
-        // All frames lie alike in their cache lines.
-        let stride = len.next_multiple_of(64);
-        let mut memory = BytesMut::zeroed(buffers * stride);
-        let one = |_| {
-            let mut one = memory.split_to(stride);
-            one.truncate(len);
-            FrameBuffer::over(one)
-        };
         Pool {
-            free: (0..buffers).map(one).collect(),
+            free: memory::pieces(buffers, memory_len(len_max))
+                .map(FrameBuffer::over)
+                .collect(),
             buffers,
         }
     }

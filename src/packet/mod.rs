@@ -10,6 +10,7 @@ pub mod drop_reason;
 pub mod flow;
 pub mod frame;
 pub mod ftp;
+pub mod memory;
 pub mod parse;
 pub mod quote;
 pub mod rewrite;

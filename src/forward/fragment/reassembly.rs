@@ -10,11 +10,14 @@
 
 use std::collections::HashMap;
 
+use bytes::BytesMut;
+
 use crate::packet::checksum;
 use crate::packet::frame::HEADROOM_MIN;
 use crate::packet::parse::DONT_FRAGMENT;
 use crate::packet::{
     ChecksumOffload, ETHERNET_HEADER_LEN, Family, FlowKey, Fragment, Frame, NoRoom, Offload, Reassembled, Window,
+    memory,
 };
 
 /// Datagrams that are held at most.
@@ -65,7 +68,7 @@ pub struct Reassembly {
     index: HashMap<Key, u16, foldhash::fast::RandomState>,
     free: Vec<u16>,
     /// Buffers of slots whose datagram is out.
-    buffers: Vec<Box<[u8]>>,
+    buffers: Vec<BytesMut>,
     held: u64,
     dropped: Dropped,
     next_sweep_ns: u64,
@@ -74,7 +77,7 @@ pub struct Reassembly {
 #[derive(Debug)]
 struct Slot {
     key: Option<Key>,
-    buffer: Option<Box<[u8]>>,
+    buffer: Option<BytesMut>,
     /// Sorted stretches of the payload that are there: start and end, not touching.
     runs: Vec<(u32, u32)>,
     /// Length of the payload, once the last piece came.
@@ -120,9 +123,7 @@ impl Reassembly {
             // With that much spare room it never grows, whatever comes and goes.
             index: HashMap::with_capacity_and_hasher(datagrams * 4, foldhash::fast::RandomState::default()),
             free: (0..datagrams as u16).rev().collect(),
-            buffers: (0..datagrams)
-                .map(|_| vec![0; PAYLOAD_AT + PAYLOAD_MAX].into_boxed_slice())
-                .collect(),
+            buffers: memory::pieces(datagrams, PAYLOAD_AT + PAYLOAD_MAX).collect(),
             held: 0,
             dropped: Dropped::default(),
             next_sweep_ns: 0,
@@ -390,7 +391,7 @@ impl Slot {
 /// A datagram put together from fragments: a [`Frame`] in memory of its own.
 #[derive(Debug)]
 pub struct Datagram {
-    buffer: Box<[u8]>,
+    buffer: BytesMut,
     window: Window,
     offload: Offload,
     whole: Reassembled,
