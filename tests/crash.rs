@@ -290,7 +290,7 @@ fn attempt(s: &Scenario, to: SocketAddr) -> io::Result<()> {
     HttpClient::connect(s.topology.client.namespace(), None, to, Duration::from_millis(150)).map(drop)
 }
 
-/// What a start need not touch it does not, and huge pages under a new file of connections come afterwards.
+/// What a start need not touch it does not, and a new file of connections gets huge pages all the same.
 fn little_memory_was_waited_for(s: &mut Scenario) {
     let pid = s.director().unwrap().process().id();
     let heap = kib_of(pid, "[heap]", "Rss:");

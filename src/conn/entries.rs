@@ -242,7 +242,10 @@ impl Entries {
         let (start, length) = self.range();
         let there = self.offset != 0 && n < length / HUGE_PAGE_BYTES;
         if there {
-            collapse(self.map.as_ptr() as usize + start + n * HUGE_PAGE_BYTES);
+            let at = start + n * HUGE_PAGE_BYTES;
+            collapse(self.map.as_ptr() as usize + at);
+            // Where the kernel gave up half-way, as before.
+            drop(self.map.advise_range(Advice::PopulateWrite, at, HUGE_PAGE_BYTES));
         }
         there
     }

@@ -403,7 +403,8 @@ impl Started {
     }
 }
 
-/// Makes huge pages under the connections while `run` runs. Fresh ones can take ms each, and frames are not to wait for them.
+/// Makes huge pages under the connections while `run` runs. Fresh ones can take ms each; only frames wait whose connections are in
+/// the one being made.
 fn with_huge_pages<T>(connections: &ConnectionTable, run: impl FnOnce() -> T) -> T {
     let ended = AtomicBool::new(false);
     let go_on = |n: &usize| !ended.load(Ordering::Relaxed) && connections.make_huge_page(*n);

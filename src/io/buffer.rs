@@ -125,8 +125,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// `buffers` frames of up to `len_max` bytes each. Nothing is allocated afterwards; memory that no frame reached is not
-    /// touched.
+    /// `buffers` frames of up to `len_max` bytes each. Nothing is allocated afterwards.
     pub fn new(buffers: usize, len_max: usize) -> Pool {
         Pool {
             free: memory::pieces(buffers, memory_len(len_max))

@@ -389,7 +389,7 @@ fn states_of_sctp_are_there_again() {
 }
 
 #[test]
-fn its_memory_becomes_huge_pages_while_connections_come() {
+fn connections_survive_huge_pages_made_under_them() {
     const CLIENTS: u32 = 60_000;
     let place = place();
     let entries = Entries::create(&place.path, ConnectionTable::slots_for(100_000), BOOT).unwrap();
