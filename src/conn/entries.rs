@@ -244,7 +244,7 @@ impl Entries {
         if there {
             let at = start + n * HUGE_PAGE_BYTES;
             collapse(self.map.as_ptr() as usize + at);
-            // Where the kernel gave up half-way, as before.
+            // What the kernel took out and then gave up on is mapped again; advice only, as in `populate`.
             drop(self.map.advise_range(Advice::PopulateWrite, at, HUGE_PAGE_BYTES));
         }
         there
