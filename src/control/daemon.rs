@@ -226,7 +226,10 @@ impl<'a, O: Outside> Control<'a, O> {
                 commands,
                 all_or_nothing,
             } => self.apply(commands, all_or_nothing, answering)?,
-            Request::List { service } => answering.reply(self.list(service.as_ref())),
+            Request::List { service } => {
+                let list = self.list(service.as_ref());
+                answering.reply_with(move || list);
+            }
             Request::Connections => {
                 let list = self.outside.connections();
                 answering.reply_with(move || Reply::Connections { connections: list() });

@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::io::Read;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -12,7 +14,7 @@ use super::super::client::{Client, Transport};
 use super::super::config;
 use super::super::outside::{FindConnections, ListConnections};
 use super::super::registry::Routes;
-use super::super::server::Server;
+use super::super::server::{Rest, Server};
 use super::super::store::{Found, Store, found_at_a_start};
 use super::*;
 use crate::dataplane::counters::FrameCounts;
@@ -185,6 +187,30 @@ fn first(_: &crate::service::Service, _: &[Candidate], _: Option<&table::Service
     Box::new(First)
 }
 
+/// Where an answer comes.
+struct Answered {
+    client: UnixStream,
+    rest: Receiver<Rest>,
+}
+
+/// A request, and where its answer will be.
+fn by_a_client(request: Request) -> (Asked, Answered) {
+    let (client, servers) = UnixStream::pair().unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let (asked, rest) = Asked::new(request, Arc::new(servers));
+    (asked, Answered { client, rest })
+}
+
+impl Answered {
+    fn reply(mut self) -> Reply {
+        let rest = self.rest.recv_timeout(Duration::from_secs(20)).unwrap()().unwrap();
+        let mut line = Vec::new();
+        self.client.read_to_end(&mut line).unwrap();
+        line.extend(rest);
+        serde_json::from_slice(&line).unwrap()
+    }
+}
+
 struct Fixture {
     world: Rc<RefCell<World>>,
     control: Control<'static, Fake>,
@@ -211,10 +237,9 @@ impl Fixture {
 
     /// Lets the control thread answer one request.
     fn ask(&mut self, request: Request) -> Reply {
-        let (asked, answer) = Asked::new(request);
+        let (asked, client) = by_a_client(request);
         assert!(self.control.answer(asked).unwrap().is_none());
-        let make = answer.recv_timeout(Duration::from_secs(20)).unwrap();
-        make()
+        client.reply()
     }
 
     fn apply(&mut self, commands: Vec<Command>) -> Vec<Option<CommandError>> {
@@ -515,7 +540,7 @@ fn the_loop_ends_by_request_and_by_signal() {
     for keep in [true, false] {
         let mut fixture = Fixture::new();
         let (requests, receiver) = crossbeam_channel::unbounded();
-        let (asked, answer) = Asked::new(Request::Stop { keep });
+        let (asked, client) = by_a_client(Request::Stop { keep });
         requests.send(asked).unwrap();
         let events = Events {
             requests: receiver,
@@ -525,9 +550,9 @@ fn the_loop_ends_by_request_and_by_signal() {
         };
         let ending = fixture.control.run(events).unwrap();
         assert_eq!(ending.keep, keep);
-        assert!(answer.try_recv().is_err(), "answered before it was done");
+        assert!(client.rest.is_empty(), "answered before it was done");
         ending.answering.unwrap().reply(here());
-        assert_eq!(answer.recv().unwrap()(), here());
+        assert_eq!(client.reply(), here());
     }
     let mut fixture = Fixture::new();
     let (signals, receiver) = crossbeam_channel::unbounded();

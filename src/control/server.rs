@@ -1,7 +1,7 @@
 //! The daemon's side of the control socket: takes requests, hands them to the control thread, sends its answers.
 //!
-//! A thread accepts a client and serves it itself: it reads a line, waits for the answer and writes it. Another accepts meanwhile, so that
-//! no thread has to be started for each client. Only root and the daemon's own user are heard: the file mode keeps others out, and
+//! A thread accepts a client and serves it itself: it reads a line, waits for the answer, and writes what of it the thread that had it
+//! could not. Another accepts meanwhile, so that no thread has to be started for each client. Only root and the daemon's own user are heard: the file mode keeps others out, and
 //! SO_PEERCRED is asked all the same.
 
 use std::fs;
@@ -36,43 +36,67 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
 /// How often a waiting client thread looks whether the daemon is stopping.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
-/// Makes the reply on the client's own thread, so that a long listing does not hold up the control thread.
-type Answer = Box<dyn FnOnce() -> Reply + Send>;
+/// What of an answer is left to be written by the client's own thread, and made there if need be.
+pub type Rest = Box<dyn FnOnce() -> io::Result<Vec<u8>> + Send>;
 
 /// A request, and where its answer goes.
 pub struct Asked {
     /// What was asked.
     pub request: Request,
-    answer: Sender<Answer>,
+    answering: Answering,
 }
 
 impl Asked {
-    /// A request by the program itself, with the channel its answer comes from.
-    pub fn new(request: Request) -> (Asked, Receiver<Answer>) {
-        let (answer, receiver) = crossbeam_channel::bounded(1);
-        (Asked { request, answer }, receiver)
+    /// A client's request, with the channel that the rest of its answer comes from.
+    pub fn new(request: Request, client: Arc<UnixStream>) -> (Asked, Receiver<Rest>) {
+        let (rest, receiver) = crossbeam_channel::bounded(1);
+        let answering = Answering { client, rest };
+        (Asked { request, answering }, receiver)
     }
 
     /// Takes request and channel apart.
     pub fn into_parts(self) -> (Request, Answering) {
-        (self.request, Answering(self.answer))
+        (self.request, self.answering)
     }
 }
 
 /// Where an answer goes.
-pub struct Answering(Sender<Answer>);
+pub struct Answering {
+    client: Arc<UnixStream>,
+    rest: Sender<Rest>,
+}
 
 impl Answering {
-    /// Answers.
+    /// Answers at once, without waiting: what the client's socket has no room for is left to its thread.
     pub fn reply(self, reply: Reply) {
-        self.reply_with(move || reply);
+        let rest = line(&reply).map(|mut line| {
+            // What goes wrong happens to the client's thread again, which says so.
+            let sent = unix::send_now(&self.client, &line).unwrap_or(0);
+            line.split_off(sent)
+        });
+        self.leave(move || rest);
     }
 
-    /// Answers by what `make` makes, on the client's thread.
+    /// Answers by what `make` makes, on the client's thread, so that a long listing does not hold up the control thread.
     pub fn reply_with(self, make: impl FnOnce() -> Reply + Send + 'static) {
-        // The client is gone: there is nobody to tell.
-        let _ = self.0.send(Box::new(make));
+        self.leave(move || line(&make()));
     }
+
+    fn leave(self, rest: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static) {
+        // The client is gone: there is nobody to tell.
+        let _ = self.rest.send(Box::new(rest));
+    }
+}
+
+/// As it is written.
+fn line(reply: &Reply) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn refusal(message: String) -> io::Result<Vec<u8>> {
+    line(&Reply::Error { message })
 }
 
 /// Why there is no control socket.
@@ -305,7 +329,7 @@ impl Door {
         };
         log::warn!("control socket: refused: {message}");
         // It is being sent away: whether it hears why is its affair.
-        let _ = client.write(&Reply::Error { message });
+        let _ = client.write(refusal(message));
         false
     }
 }
@@ -317,7 +341,7 @@ fn may_ask(peer: u32, own: u32) -> bool {
 
 /// One client.
 struct Client {
-    stream: UnixStream,
+    stream: Arc<UnixStream>,
     door: Arc<Door>,
     /// It is one of `busy`.
     is_busy: bool,
@@ -347,7 +371,7 @@ impl Client {
     fn new(stream: UnixStream, door: Arc<Door>) -> Client {
         door.clients.fetch_add(1, Ordering::Relaxed);
         let mut client = Client {
-            stream,
+            stream: Arc::new(stream),
             door,
             is_busy: false,
             pending: Vec::new(),
@@ -361,8 +385,8 @@ impl Client {
             match self.line() {
                 Ok(Line::Request(line)) => {
                     self.set_busy(true);
-                    let reply = self.ask(&line);
-                    let written = self.write(&reply);
+                    let rest = self.ask(&line);
+                    let written = self.write(rest);
                     self.set_busy(false);
                     if let Err(error) = written {
                         log::info!("control socket: writing a reply: {error}");
@@ -371,7 +395,7 @@ impl Client {
                 }
                 Ok(Line::Refused(message)) => {
                     // Closed in any case.
-                    let _ = self.write(&Reply::Error { message });
+                    let _ = self.write(refusal(message));
                     return;
                 }
                 Ok(Line::End) => return,
@@ -392,17 +416,16 @@ impl Client {
         self.is_busy = busy;
     }
 
-    fn ask(&self, line: &[u8]) -> Reply {
-        let error = |message: String| Reply::Error { message };
+    /// What is left to be written of the answer.
+    fn ask(&self, line: &[u8]) -> io::Result<Vec<u8>> {
         let request: Request = match serde_json::from_slice(line) {
             Ok(request) => request,
-            Err(reason) => return error(format!("not a request: {reason}")),
+            Err(reason) => return refusal(format!("not a request: {reason}")),
         };
-        let (asked, answer) = Asked::new(request);
-        let answer = self.door.requests.send(asked).ok().and_then(|()| answer.recv().ok());
-        match answer {
-            Some(make) => make(),
-            None => error(STOPPING.to_owned()),
+        let (asked, rest) = Asked::new(request, self.stream.clone());
+        match self.door.requests.send(asked).ok().and_then(|()| rest.recv().ok()) {
+            Some(rest) => rest(),
+            None => refusal(STOPPING.to_owned()),
         }
     }
 
@@ -436,7 +459,7 @@ impl Client {
                     Line::Refused(format!("a request must be complete within {seconds} s"))
                 });
             }
-            match self.stream.read(&mut chunk) {
+            match (&*self.stream).read(&mut chunk) {
                 Ok(0) => return Ok(Line::End),
                 Ok(n) => {
                     if self.pending.is_empty() {
@@ -458,11 +481,13 @@ impl Client {
         }
     }
 
-    fn write(&mut self, reply: &Reply) -> io::Result<()> {
-        let mut line = serde_json::to_vec(reply)?;
-        line.push(b'\n');
+    fn write(&mut self, rest: io::Result<Vec<u8>>) -> io::Result<()> {
+        let rest = rest?;
+        if rest.is_empty() {
+            return Ok(());
+        }
         self.stream.set_write_timeout(Some(WRITE_TIME_MAX))?;
-        self.stream.write_all(&line)
+        (&*self.stream).write_all(&rest)
     }
 }
 

@@ -75,6 +75,53 @@ fn several_clients_several_requests_and_the_mode() {
     assert!(is_ok(&receive(&mut second)));
 }
 
+/// Goal: an answer is with its client before the client's own thread wakes.
+#[test]
+fn a_short_answer_is_sent_by_who_has_it() {
+    let (client, servers) = UnixStream::pair().unwrap();
+    let (asked, rest) = Asked::new(Request::Ping, Arc::new(servers));
+    asked.into_parts().1.reply(Reply::Ok {
+        version: "v".to_owned(),
+        pid: 7,
+    });
+    assert!(is_ok(&receive(&mut BufReader::new(client))));
+    assert_eq!(rest.recv().unwrap()().unwrap(), b"");
+}
+
+/// How: clients that read nothing until some of their answers have no room. Goal: nobody waits for them, and they get each answer
+/// whole and in order.
+#[test]
+fn who_does_not_read_holds_nobody_up() {
+    let fixture = Fixture::new();
+    let requests = fixture.requests.clone();
+    thread::spawn(move || {
+        for (n, asked) in requests.iter().enumerate() {
+            let (_, answering) = asked.into_parts();
+            let message = format!("{n} {}", "x".repeat(100_000));
+            answering.reply(Reply::Error { message });
+        }
+    });
+    let mut slow = fixture.connect();
+    send(&mut slow, &b"{\"request\":\"ping\"}\n".repeat(20));
+    // Its thread waits for room.
+    let full = Instant::now();
+    while !fixture.requests.is_empty() || full.elapsed() < Duration::from_millis(100) {
+        assert!(full.elapsed() < Duration::from_secs(20));
+        thread::sleep(Duration::from_millis(1));
+    }
+    let mut other = fixture.connect();
+    send(&mut other, b"{\"request\":\"ping\"}\n");
+    let number = |reply: Reply| match reply {
+        Reply::Error { message } => message.split_once(' ').unwrap().0.parse().unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let between: usize = number(receive(&mut other));
+    let slow: Vec<usize> = (0..20).map(|_| number(receive(&mut slow))).collect();
+    let expected: Vec<usize> = (0..21).filter(|n| *n != between).collect();
+    assert_eq!(slow, expected);
+    assert!(between < 20, "the slow client's answers came all before");
+}
+
 #[test]
 fn nonsense_is_refused_and_the_client_may_go_on() {
     let fixture = Fixture::new();

@@ -1,8 +1,8 @@
-//! What the standard library does not have of Unix sockets and files: who is at the other end, connecting without waiting,
-//! and locks.
+//! What the standard library does not have of Unix sockets and files: who is at the other end, connecting and sending without
+//! waiting, and locks.
 #![allow(
     unsafe_code,
-    reason = "SO_PEERCRED, connect without waiting, flock and geteuid by libc"
+    reason = "SO_PEERCRED, connect and send without waiting, flock and geteuid by libc"
 )]
 
 use std::fs::File;
@@ -74,6 +74,14 @@ pub fn connect_abstract(name: &str) -> io::Result<UnixStream> {
         return Err(io::Error::last_os_error());
     }
     Ok(stream)
+}
+
+/// Sends what there is room for at once, and returns how many bytes that is.
+pub fn send_now(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pointer is to as many bytes as are told.
+    let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// Our effective user id.
