@@ -227,6 +227,7 @@ impl<'a, O: Outside> Control<'a, O> {
                 all_or_nothing,
             } => self.apply(commands, all_or_nothing, answering)?,
             Request::List { service } => {
+                // A long one becomes text on the client's thread.
                 let list = self.list(service.as_ref());
                 answering.reply_with(move || list);
             }
@@ -235,9 +236,10 @@ impl<'a, O: Outside> Control<'a, O> {
                 answering.reply_with(move || Reply::Connections { connections: list() });
             }
             Request::Timeouts => answering.reply(Reply::Timeouts(self.state.timeouts)),
-            Request::Marks => answering.reply(Reply::Marks {
-                rules: self.state.marks().to_vec(),
-            }),
+            Request::Marks => {
+                let rules = self.state.marks().to_vec();
+                answering.reply_with(move || Reply::Marks { rules });
+            }
             Request::Statistics => {
                 let report = self.report();
                 answering.reply_with(move || Reply::Statistics {

@@ -187,21 +187,21 @@ fn first(_: &crate::service::Service, _: &[Candidate], _: Option<&table::Service
     Box::new(First)
 }
 
-/// Where an answer comes.
-struct Answered {
+/// Who asks, and gets the answer.
+struct Asker {
     client: UnixStream,
     rest: Receiver<Rest>,
 }
 
 /// A request, and where its answer will be.
-fn by_a_client(request: Request) -> (Asked, Answered) {
+fn by_a_client(request: Request) -> (Asked, Asker) {
     let (client, servers) = UnixStream::pair().unwrap();
     client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let (asked, rest) = Asked::new(request, Arc::new(servers));
-    (asked, Answered { client, rest })
+    (asked, Asker { client, rest })
 }
 
-impl Answered {
+impl Asker {
     fn reply(mut self) -> Reply {
         let rest = self.rest.recv_timeout(Duration::from_secs(20)).unwrap()().unwrap();
         let mut line = Vec::new();
@@ -643,7 +643,7 @@ fn a_client_through_the_socket() {
                 unsaved: None,
             }
         );
-        // Answered means saved.
+        // Asker means saved.
         assert_eq!(saved().destinations_count(), 1);
         // Of a request that is refused in part, what was done.
         let mut again = commands(&format!("{WEB}{SERVER}"));

@@ -421,7 +421,7 @@ fn with_huge_pages<T>(connections: &ConnectionTable, run: impl FnOnce() -> T) ->
 }
 
 /// Ends: what was promised to whoever asked is true when they are answered.
-fn finish(ending: Ending, mut director: Director, entries: &EntriesFile, indexes: &[u32], server: Server) {
+fn finish(ending: Ending, mut director: Director, entries: &EntriesFile, indexes: &[u32], mut server: Server) {
     if !ending.keep {
         for index in indexes {
             for detached in [attach::detach_xdp(*index), attach::detach_tc(*index)] {
@@ -434,12 +434,9 @@ fn finish(ending: Ending, mut director: Director, entries: &EntriesFile, indexes
         entries.remove();
     }
     drop(director);
+    server.close(ending.keep);
     if let Some(answering) = ending.answering {
         answering.reply(here());
-    }
-    match ending.keep {
-        true => server.leave_file(),
-        false => drop(server),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The daemon's side of the control socket: takes requests, hands them to the control thread, sends its answers.
 //!
-//! A thread accepts a client and serves it itself: it reads a line, waits for the answer, and writes what of it the thread that had it
-//! could not. Another accepts meanwhile, so that no thread has to be started for each client. Only root and the daemon's own user are heard: the file mode keeps others out, and
+//! A thread accepts a client and serves it itself: it reads a line, waits for the answer, and writes what of it the thread that
+//! had it did not. Another accepts meanwhile, so that no thread has to be started for each client. Only root and the daemon's own user are heard: the file mode keeps others out, and
 //! SO_PEERCRED is asked all the same.
 
 use std::fs;
@@ -33,6 +33,8 @@ pub const IDLE_MAX: Duration = Duration::from_secs(60);
 const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long a stopping daemon waits for requests that are on their way, and for its last answers to be written.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(1);
+/// An answer of up to so many bytes is sent by the thread that has it.
+const SHORT_MAX: usize = 64 << 10;
 /// How often a waiting client thread looks whether the daemon is stopping.
 const LOOK_UP: Duration = Duration::from_millis(500);
 
@@ -49,12 +51,12 @@ pub struct Asked {
 impl Asked {
     /// A client's request, with the channel that the rest of its answer comes from.
     pub fn new(request: Request, client: Arc<UnixStream>) -> (Asked, Receiver<Rest>) {
-        let (rest, receiver) = crossbeam_channel::bounded(1);
+        let (rest, answer) = crossbeam_channel::bounded(1);
         let answering = Answering { client, rest };
-        (Asked { request, answering }, receiver)
+        (Asked { request, answering }, answer)
     }
 
-    /// Takes request and channel apart.
+    /// Takes request and where its answer goes apart.
     pub fn into_parts(self) -> (Request, Answering) {
         (self.request, self.answering)
     }
@@ -67,11 +69,14 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Answers at once, without waiting: what the client's socket has no room for is left to its thread.
+    /// Answers, if it is short at once: what the client's socket has no room for is left to its thread. Does not wait.
     pub fn reply(self, reply: Reply) {
-        let rest = line(&reply).map(|mut line| {
-            // What goes wrong happens to the client's thread again, which says so.
-            let sent = unix::send_now(&self.client, &line).unwrap_or(0);
+        let rest = to_line(&reply).map(|mut line| {
+            let sent = match line.len() {
+                // No room, or an error: the client's thread tries again, and says what is wrong.
+                ..=SHORT_MAX => unix::send_now(&self.client, &line).unwrap_or(0),
+                _ => 0,
+            };
             line.split_off(sent)
         });
         self.leave(move || rest);
@@ -79,24 +84,26 @@ impl Answering {
 
     /// Answers by what `make` makes, on the client's thread, so that a long listing does not hold up the control thread.
     pub fn reply_with(self, make: impl FnOnce() -> Reply + Send + 'static) {
-        self.leave(move || line(&make()));
+        self.leave(move || to_line(&make()));
     }
 
     fn leave(self, rest: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static) {
+        // Before its thread goes on: who closes the connection is that one.
+        drop(self.client);
         // The client is gone: there is nobody to tell.
         let _ = self.rest.send(Box::new(rest));
     }
 }
 
-/// As it is written.
-fn line(reply: &Reply) -> io::Result<Vec<u8>> {
+/// A reply as it is written.
+fn to_line(reply: &Reply) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     Ok(line)
 }
 
 fn refusal(message: String) -> io::Result<Vec<u8>> {
-    line(&Reply::Error { message })
+    to_line(&Reply::Error { message })
 }
 
 /// Why there is no control socket.
@@ -131,13 +138,12 @@ pub enum ServerError {
 /// What requests are told that come when nobody carries them out any more.
 pub const STOPPING: &str = "uvs is stopping";
 
-/// The listening socket. Dropping it closes it, removes its file, and waits a moment until those that just came have asked, and
-/// all answers are written.
+/// The listening socket. Dropping it closes it, unless it is, and waits a moment until those that just came have asked, and all
+/// answers are written.
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
-    /// Another daemon will come: clients see by the file that it is worth to wait.
-    leave_file: bool,
+    closed: bool,
     /// Device and inode of our file: another daemon's file at the same path is left alone.
     identity: (u64, u64),
     /// The listening socket as one that can be shut down, which ends all waiting for clients.
@@ -172,7 +178,7 @@ impl Server {
         let socket = listener.try_clone().map_err(system("cannot listen"))?;
         let server = Server {
             path: path.to_owned(),
-            leave_file: false,
+            closed: false,
             identity: (metadata.dev(), metadata.ino()),
             socket: OwnedFd::from(socket).into(),
             door: Arc::new(Door {
@@ -190,24 +196,28 @@ impl Server {
         Ok(server)
     }
 
-    /// Closes it without removing its file, as a crash would.
-    pub fn leave_file(mut self) {
-        self.leave_file = true;
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
+    /// Takes no more clients, and removes its file. Where another daemon will come it is left, as by a crash: clients see by it that
+    /// it is worth to wait.
+    pub fn close(&mut self, leave_file: bool) {
+        self.closed = true;
         self.door.stopping.store(true, Ordering::SeqCst);
         if let Err(error) = self.socket.shutdown(Shutdown::Both) {
             log::error!("control socket {}: cannot close it: {error}", self.path.display());
         }
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity);
         if ours
-            && !self.leave_file
+            && !leave_file
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("control socket {}: cannot remove it: {error}", self.path.display());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.close(false);
         }
         let deadline = Instant::now() + LAST_WORDS_MAX;
         // A client that is accepted and not seen here sees that the server is stopping.
@@ -422,8 +432,8 @@ impl Client {
             Ok(request) => request,
             Err(reason) => return refusal(format!("not a request: {reason}")),
         };
-        let (asked, rest) = Asked::new(request, self.stream.clone());
-        match self.door.requests.send(asked).ok().and_then(|()| rest.recv().ok()) {
+        let (asked, answer) = Asked::new(request, self.stream.clone());
+        match self.door.requests.send(asked).ok().and_then(|()| answer.recv().ok()) {
             Some(rest) => rest(),
             None => refusal(STOPPING.to_owned()),
         }
