@@ -258,6 +258,11 @@ fn stop(s: &mut Scenario, keep: bool) {
     let arguments: &[&str] = if keep { &["stop", "--keep"] } else { &["stop"] };
     let output = director.output(arguments).expect("uvs stop runs");
     assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        director.socket().exists(),
+        keep,
+        "the socket's file, when a stop was answered"
+    );
     let status = director.process().wait(Duration::from_secs(5)).expect("it ends");
     assert!(status.success(), "{status}");
 }
