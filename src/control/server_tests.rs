@@ -31,10 +31,7 @@ impl Fixture {
         thread::spawn(move || {
             for asked in requests {
                 let (_, answering) = asked.into_parts();
-                answering.reply(Reply::Ok {
-                    version: "v".to_owned(),
-                    pid: 7,
-                });
+                answering.reply(ok());
             }
         });
     }
@@ -56,8 +53,15 @@ fn receive(client: &mut BufReader<UnixStream>) -> Reply {
     serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
 }
 
+fn ok() -> Reply {
+    Reply::Ok {
+        version: "v".to_owned(),
+        pid: 7,
+    }
+}
+
 fn is_ok(reply: &Reply) -> bool {
-    matches!(reply, Reply::Ok { pid: 7, .. })
+    *reply == ok()
 }
 
 #[test]
@@ -80,10 +84,7 @@ fn several_clients_several_requests_and_the_mode() {
 fn a_short_answer_is_sent_by_who_has_it() {
     let (client, servers) = UnixStream::pair().unwrap();
     let (asked, rest) = Asked::new(Request::Ping, Arc::new(servers));
-    asked.into_parts().1.reply(Reply::Ok {
-        version: "v".to_owned(),
-        pid: 7,
-    });
+    asked.into_parts().1.reply(ok());
     assert!(is_ok(&receive(&mut BufReader::new(client))));
     assert_eq!(rest.recv().unwrap()().unwrap(), b"");
 }
@@ -280,10 +281,7 @@ fn the_last_answer_is_written_before_the_server_is_gone() {
     let (_, answering) = fixture.requests.recv().unwrap().into_parts();
     answering.reply_with(|| {
         thread::sleep(Duration::from_millis(200));
-        Reply::Ok {
-            version: "v".to_owned(),
-            pid: 7,
-        }
+        ok()
     });
     let server = fixture.server.take().unwrap();
     let door = server.door.clone();
@@ -291,6 +289,25 @@ fn the_last_answer_is_written_before_the_server_is_gone() {
     drop(server);
     assert_eq!(door.busy.load(Ordering::Relaxed), 0);
     assert!(is_ok(&receive(&mut client)));
+}
+
+/// Goal: when a stop is answered nobody else comes in, and where another daemon will come the file says so.
+#[test]
+fn a_closed_server_answers_those_who_asked() {
+    for leave_file in [true, false] {
+        let mut fixture = Fixture::new();
+        let mut client = fixture.connect();
+        send(&mut client, b"{\"request\":\"ping\"}\n");
+        let (_, answering) = fixture.requests.recv().unwrap().into_parts();
+        let mut server = fixture.server.take().unwrap();
+        server.close(leave_file);
+        assert_eq!(fixture.path.exists(), leave_file);
+        assert!(UnixStream::connect(&fixture.path).is_err());
+        answering.reply(ok());
+        drop(server);
+        assert!(is_ok(&receive(&mut client)));
+        assert_eq!(fixture.path.exists(), leave_file);
+    }
 }
 
 /// Else the program could end between reading a request and counting it, and its client would not know what became of it.
