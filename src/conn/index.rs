@@ -329,14 +329,14 @@ impl Index {
         None
     }
 
-    /// Inserts a key that must be there once only. `publish` runs when it is sure that the key is new, before anyone can
-    /// find the reference.
+    /// Inserts a key that must be there once only; `find` looks for it, where one look is not enough. `publish` runs when it is
+    /// sure that the key is new, before anyone can find the reference.
     #[inline(always)]
     pub fn insert_unique(
         &self,
         hash: Hash,
         reference: Reference,
-        is_same: impl FnMut(Reference) -> bool,
+        find: impl FnOnce() -> Option<Reference>,
         publish: impl FnOnce(),
     ) -> Result<(), Refused> {
         let mut window = self.window(hash).ok_or(Refused::NoRoom)?;
@@ -348,7 +348,7 @@ impl Index {
             home.fill(lane, hash.tag, reference);
             return Ok(());
         }
-        if let Some(there) = self.find(hash, is_same) {
+        if let Some(there) = find() {
             return Err(Refused::Exists(there));
         }
         publish();

@@ -243,7 +243,11 @@ impl ConnectionTable {
         prefetch::to_write(self.slots(), number as usize + 1);
         let entry = self.entry(number).ok_or(InsertError::Full)?;
         self.write(entry, wide, draft);
-        let is_same = |r| self.is_same(r, draft.kind, draft.flow, draft.call_id);
+        let find = || {
+            // Copies, made here only: what is pointed to has to be in memory all the time.
+            let (kind, flow, call_id) = (draft.kind, *draft.flow, draft.call_id);
+            self.index.find(hash, |r| self.is_same(r, kind, &flow, call_id))
+        };
         let mut published = false;
         let publish = || {
             published = true;
@@ -251,7 +255,7 @@ impl ConnectionTable {
             entry.slot.words[CONTROL].store(control.0, Ordering::Release);
         };
         let reference = Reference::new(number, Direction::Forward);
-        let linked = self.index.insert_unique(hash, reference, is_same, publish);
+        let linked = self.index.insert_unique(hash, reference, find, publish);
         if !published {
             self.slots.put_back(worker, number, wide);
         }

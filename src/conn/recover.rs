@@ -143,8 +143,8 @@ impl ConnectionTable {
         }
         let hash = self.hash_as(kind, &flow, call_id);
         let forward = Reference::new(entry.number(), Direction::Forward);
-        let is_same = |r| self.is_same(r, kind, &flow, call_id);
-        if self.index.insert_unique(hash, forward, is_same, || ()).is_err() {
+        let find = || self.index.find(hash, |r| self.is_same(r, kind, &flow, call_id));
+        if self.index.insert_unique(hash, forward, find, || ()).is_err() {
             return false;
         }
         let reply = reply_key(entry, control).map(|key| self.hash(&key));

@@ -73,7 +73,7 @@ pub struct OuterFields {
     pub total_len: u16,
     /// As there.
     pub id: u16,
-    /// [`DONT_FRAGMENT`](super::parse::DONT_FRAGMENT) or 0.
+    /// [`DONT_FRAGMENT`](super::parse::DONT_FRAGMENT) as it is in memory, or 0.
     pub dont_fragment: u16,
     /// As in [`Ipv4Header`].
     pub ttl: u8,
@@ -99,7 +99,7 @@ impl OuterIpv4 {
             fields.first,
             fields.total_len.to_be(),
             fields.id.to_be(),
-            fields.dont_fragment.to_be(),
+            fields.dont_fragment,
             u16::from_ne_bytes([fields.ttl, Protocol::IPIP.0]),
         ];
         let sum = words.iter().fold(self.sum, |sum, word| sum + *word as u32);
@@ -172,7 +172,7 @@ mod tests {
                 first: u16::from_ne_bytes([0x45, class]),
                 total_len,
                 id,
-                dont_fragment: if dont_fragment { DONT_FRAGMENT } else { 0 },
+                dont_fragment: if dont_fragment { DONT_FRAGMENT.to_be() } else { 0 },
                 ttl,
             };
             OuterIpv4::new(source, destination).write(fields, &mut prepared);

@@ -244,10 +244,10 @@ impl<'a> Headers<'a> {
         self.short(L3)
     }
 
-    /// Don't Fragment where it stands in its word, or 0.
+    /// [`DONT_FRAGMENT`] as it is in memory, or 0.
     #[inline(always)]
     pub fn dont_fragment(&self) -> u16 {
-        u16::from_be(self.short(FRAGMENTATION)) & DONT_FRAGMENT
+        self.short(FRAGMENTATION) & DONT_FRAGMENT.to_be()
     }
 
     /// TTL.

@@ -15,25 +15,31 @@ pub struct Load {
     pub overloaded: AtomicBool,
 }
 
-/// Connections of a destination.
+/// Connections of a destination: [`ACTIVE`] times the active ones and [`INACTIVE`] times the inactive ones, of which each may be
+/// below 0 for a moment. So their overhead, which schedulers ask for at each new connection, is one shift away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections(u64);
+
+/// How far up the overhead is.
+const OVERHEAD_SHIFT: u32 = 24;
+const INACTIVE: u64 = 1 << OVERHEAD_SHIFT;
+/// As much overhead as 256 inactive ones (`ip_vs_dest_conn_overhead`), and one more in the lowest bits, to tell them apart.
+const ACTIVE: u64 = 256 * INACTIVE + 1;
 
 impl Connections {
     /// ActiveConn. Another worker may take a connection off before the one that made it has counted it: then 0.
     #[inline]
     pub fn active(self) -> u32 {
-        let active = (self.0.wrapping_sub(self.signed_inactive() as u64) >> 32) as i32;
-        active.max(0) as u32
+        self.signed_active().max(0) as u32
     }
 
-    /// InActConn.
+    /// InActConn. The same holds.
     #[inline]
     pub fn inactive(self) -> u32 {
         self.signed_inactive().max(0) as u32
     }
 
-    /// What a destination has to do: an active one weighs 256 inactive ones (`ip_vs_dest_conn_overhead`).
+    /// What a destination has to do: an active one weighs 256 inactive ones, and 2^24 active ones as much as one more.
     #[inline(always)]
     pub fn overhead(self) -> u64 {
         self.signed_overhead().max(0) as u64
@@ -42,15 +48,22 @@ impl Connections {
     /// The same, but below 0 when more were taken off than have been counted.
     #[inline(always)]
     pub fn signed_overhead(self) -> i64 {
-        // 256 * active + inactive, without taking them apart.
-        let inactive = self.signed_inactive();
-        let active_256 = (self.0 as i64).wrapping_sub(inactive) >> 24;
-        active_256 + inactive
+        self.0 as i64 >> OVERHEAD_SHIFT
+    }
+
+    #[inline(always)]
+    fn signed_active(self) -> i64 {
+        // A 256th of the overhead is off by a 256th of the inactive ones, of which there are less than 2^30: less than 2^23 either way,
+        // which the lowest bits, those of the active ones, show.
+        let word = self.0 as i64;
+        let nearly = word >> 32;
+        nearly + (word.wrapping_sub(nearly) << 40 >> 40)
     }
 
     #[inline(always)]
     fn signed_inactive(self) -> i64 {
-        self.0 as i32 as i64
+        let active = self.signed_active() as u64;
+        self.0.wrapping_sub(active.wrapping_mul(ACTIVE)) as i64 >> OVERHEAD_SHIFT
     }
 }
 
@@ -75,7 +88,7 @@ pub(super) struct Counts {
 /// Destinations in a line.
 const LANES: usize = 8;
 
-/// Active ones in the upper half, inactive ones in the lower, which may borrow.
+/// [`Connections`] of each.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Line([AtomicU64; LANES]);
@@ -115,9 +128,6 @@ pub(super) enum View {
     /// This worker, which sees of others what it saw when it [looked](Counts::look).
     By(u16),
 }
-
-const ACTIVE: u64 = 1 << 32;
-const INACTIVE: u64 = 1;
 
 impl Counts {
     #[inline]
@@ -320,6 +330,8 @@ fn unit(is_active: bool) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Opens up to the limit, then ends one after the other: at which totals are new ones refused?
@@ -394,6 +406,21 @@ mod tests {
                 "number {n}"
             );
             assert_eq!(load.connections().overhead(), 256 * 5 * n as u64 + 2);
+        }
+    }
+
+    proptest! {
+        /// Goal: both numbers come out of the word as they were counted, also where one or both are below 0, and the overhead is
+        /// right up to what its doc says. How: few and very many of each.
+        #[test]
+        fn word_keeps_both_numbers(
+            active in prop_oneof![-300i64..300, (-300i64..300).prop_map(|n| n + (1 << 24)), -(1i64 << 29)..1 << 30],
+            inactive in prop_oneof![-300i64..300, -(1i64 << 29)..1 << 30],
+        ) {
+            let word = (active as u64).wrapping_mul(ACTIVE).wrapping_add((inactive as u64).wrapping_mul(INACTIVE));
+            let connections = Connections(word);
+            prop_assert_eq!((connections.signed_active(), connections.signed_inactive()), (active, inactive));
+            prop_assert_eq!(connections.signed_overhead(), 256 * active + inactive + (active >> 24));
         }
     }
 
