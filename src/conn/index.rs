@@ -329,8 +329,9 @@ impl Index {
         None
     }
 
-    /// Inserts a key that must be there once only; `find` looks for it, where one look is not enough. `publish` runs when it is
-    /// sure that the key is new, before anyone can find the reference.
+    /// Inserts a key that must be there once only. Where one look at its home does not say that it is absent, `find` looks for it in
+    /// this index, and changes nothing there: the home is locked. `publish` runs when it is sure that the key is new, before anyone
+    /// can find the reference.
     #[inline(always)]
     pub fn insert_unique(
         &self,

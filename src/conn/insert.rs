@@ -244,7 +244,7 @@ impl ConnectionTable {
         let entry = self.entry(number).ok_or(InsertError::Full)?;
         self.write(entry, wide, draft);
         let find = || {
-            // Copies, made here only: what is pointed to has to be in memory all the time.
+            // Copied here, where few come: what is pointed to would have to be in memory for all.
             let (kind, flow, call_id) = (draft.kind, *draft.flow, draft.call_id);
             self.index.find(hash, |r| self.is_same(r, kind, &flow, call_id))
         };

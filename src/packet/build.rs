@@ -73,7 +73,7 @@ pub struct OuterFields {
     pub total_len: u16,
     /// As there.
     pub id: u16,
-    /// [`DONT_FRAGMENT`](super::parse::DONT_FRAGMENT) as it is in memory, or 0.
+    /// [`DONT_FRAGMENT_IN_MEMORY`](super::parse::DONT_FRAGMENT_IN_MEMORY) or 0.
     pub dont_fragment: u16,
     /// As in [`Ipv4Header`].
     pub ttl: u8,
@@ -158,7 +158,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::packet::parse::DONT_FRAGMENT;
+    use crate::packet::parse::DONT_FRAGMENT_IN_MEMORY;
 
     proptest! {
         /// Goal: a prepared outer header is the one that is written field by field. How: any fields, both ways.
@@ -172,7 +172,7 @@ mod tests {
                 first: u16::from_ne_bytes([0x45, class]),
                 total_len,
                 id,
-                dont_fragment: if dont_fragment { DONT_FRAGMENT.to_be() } else { 0 },
+                dont_fragment: if dont_fragment { DONT_FRAGMENT_IN_MEMORY } else { 0 },
                 ttl,
             };
             OuterIpv4::new(source, destination).write(fields, &mut prepared);

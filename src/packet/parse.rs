@@ -267,6 +267,8 @@ fn parse_ipv4(bytes: &[u8], offload: Offload) -> Result<Packet, DropReason> {
 pub const MORE_FRAGMENTS: u16 = 0x2000;
 /// IPv4's Don't Fragment bit there.
 pub const DONT_FRAGMENT: u16 = 0x4000;
+/// The same as it is in memory.
+pub const DONT_FRAGMENT_IN_MEMORY: u16 = DONT_FRAGMENT.to_be();
 /// IPv4's fragment offset there, in units of 8 bytes.
 pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use super::build::{OuterFields, OuterIpv4};
 use super::checksum;
 use super::frame::{ChecksumOffload, Offload};
-use super::parse::{DONT_FRAGMENT, FRAGMENT_OFFSET, IPV4_HEADER_LEN, MORE_FRAGMENTS, Parsed, TcpFlags};
+use super::parse::{DONT_FRAGMENT_IN_MEMORY, FRAGMENT_OFFSET, IPV4_HEADER_LEN, MORE_FRAGMENTS, Parsed, TcpFlags};
 use super::rewrite::{Endpoint, Link, Side};
 use super::{ETHERNET_HEADER_LEN, FlowKey, Protocol};
 
@@ -244,10 +244,10 @@ impl<'a> Headers<'a> {
         self.short(L3)
     }
 
-    /// [`DONT_FRAGMENT`] as it is in memory, or 0.
+    /// [`DONT_FRAGMENT_IN_MEMORY`] or 0.
     #[inline(always)]
     pub fn dont_fragment(&self) -> u16 {
-        self.short(FRAGMENTATION) & DONT_FRAGMENT.to_be()
+        self.short(FRAGMENTATION) & DONT_FRAGMENT_IN_MEMORY
     }
 
     /// TTL.

@@ -15,13 +15,13 @@ pub struct Load {
     pub overloaded: AtomicBool,
 }
 
-/// Connections of a destination: [`ACTIVE`] times the active ones and [`INACTIVE`] times the inactive ones, of which each may be
-/// below 0 for a moment. So their overhead, which schedulers ask for at each new connection, is one shift away.
+/// Connections of a destination: `ACTIVE` times the active ones and `INACTIVE` times the inactive ones, modulo 2^64. So their overhead,
+/// which schedulers ask for at each new connection, is one shift away. Either number may be below 0 for a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections(u64);
 
 /// How far up the overhead is.
-const OVERHEAD_SHIFT: u32 = 24;
+pub(super) const OVERHEAD_SHIFT: u32 = 24;
 const INACTIVE: u64 = 1 << OVERHEAD_SHIFT;
 /// As much overhead as 256 inactive ones (`ip_vs_dest_conn_overhead`), and one more in the lowest bits, to tell them apart.
 const ACTIVE: u64 = 256 * INACTIVE + 1;
@@ -39,13 +39,13 @@ impl Connections {
         self.signed_inactive().max(0) as u32
     }
 
-    /// What a destination has to do: an active one weighs 256 inactive ones, and 2^24 active ones as much as one more.
+    /// What a destination has to do: an active one weighs 256 inactive ones (and each 2^24 active ones one inactive one more).
     #[inline(always)]
     pub fn overhead(self) -> u64 {
         self.signed_overhead().max(0) as u64
     }
 
-    /// The same, but below 0 when more were taken off than have been counted.
+    /// The same, but below 0 when more were taken off than have been counted; one less than that while the active ones are.
     #[inline(always)]
     pub fn signed_overhead(self) -> i64 {
         self.0 as i64 >> OVERHEAD_SHIFT
@@ -53,8 +53,8 @@ impl Connections {
 
     #[inline(always)]
     fn signed_active(self) -> i64 {
-        // A 256th of the overhead is off by a 256th of the inactive ones, of which there are less than 2^30: less than 2^23 either way,
-        // which the lowest bits, those of the active ones, show.
+        // A 256th of the overhead is off by a 256th of the inactive ones, of which there are less than 2^30: by 2^22 at most. The
+        // lowest bits, those of the active ones, say by how much; as a number with a sign they reach to 2^23.
         let word = self.0 as i64;
         let nearly = word >> 32;
         nearly + (word.wrapping_sub(nearly) << 40 >> 40)
@@ -88,7 +88,7 @@ pub(super) struct Counts {
 /// Destinations in a line.
 const LANES: usize = 8;
 
-/// [`Connections`] of each.
+/// For each what it adds to its [`Connections`], which only the sum over all lines is.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Line([AtomicU64; LANES]);
@@ -410,17 +410,39 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: both numbers come out of the word as they were counted, also where one or both are below 0, and the overhead is
-        /// right up to what its doc says. How: few and very many of each.
+        /// Goal: both numbers come out of the word as they were counted, also where one or both are below 0, and so does the
+        /// overhead, with what active ones add to it from 2^24 on and take off it below 0. How: few and very many of each.
         #[test]
         fn word_keeps_both_numbers(
             active in prop_oneof![-300i64..300, (-300i64..300).prop_map(|n| n + (1 << 24)), -(1i64 << 29)..1 << 30],
             inactive in prop_oneof![-300i64..300, -(1i64 << 29)..1 << 30],
         ) {
-            let word = (active as u64).wrapping_mul(ACTIVE).wrapping_add((inactive as u64).wrapping_mul(INACTIVE));
-            let connections = Connections(word);
-            prop_assert_eq!((connections.signed_active(), connections.signed_inactive()), (active, inactive));
-            prop_assert_eq!(connections.signed_overhead(), 256 * active + inactive + (active >> 24));
+            kept(active, inactive);
+        }
+    }
+
+    fn kept(active: i64, inactive: i64) {
+        let of = |number: i64, unit: u64| Connections((number as u64).wrapping_mul(unit));
+        let connections = of(active, ACTIVE) + of(inactive, INACTIVE);
+        let numbers = (connections.signed_active(), connections.signed_inactive());
+        assert_eq!(numbers, (active, inactive));
+        assert_eq!(connections.signed_overhead(), 256 * active + inactive + (active >> 24));
+    }
+
+    /// The same at the edges of the word's parts.
+    #[test]
+    fn word_keeps_both_numbers_at_its_edges() {
+        for active in [0, 1, (1 << 23) - 1, 1 << 23, (1 << 24) - 1, 1 << 24, (1 << 30) - 1] {
+            for inactive in [0, 1, 255, 256, 257, (1 << 30) - 1] {
+                [
+                    (active, inactive),
+                    (-active, inactive),
+                    (active, -inactive),
+                    (-active, -inactive),
+                ]
+                .into_iter()
+                .for_each(|(active, inactive)| kept(active, inactive));
+            }
         }
     }
 

@@ -6,12 +6,12 @@
 
 use std::sync::Arc;
 
-use super::load::{Connections, Counts, View};
+use super::load::{Connections, Counts, OVERHEAD_SHIFT, View};
 use super::{Candidate, Load};
 
 /// Of the place of a server behind its cost, in one number: costs are below 2^39, as there are less than 2^30 connections and
-/// one that is active costs 256 (and a little).
-const PLACE_BITS: u32 = 24;
+/// one that is active costs 256 (and a little). As many as are below the overhead: to put the place there takes no shift.
+const PLACE_BITS: u32 = OVERHEAD_SHIFT;
 /// With weights below it, the kernel's products of weights and costs do not overflow.
 const SMALL_WEIGHT_END: u32 = 1 << 20;
 
