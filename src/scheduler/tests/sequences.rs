@@ -398,3 +398,28 @@ fn workers_share_one_cursor() {
         assert_eq!(active, shares, "{name}");
     }
 }
+
+/// Goal: a server of which more was taken off than has been counted, for a moment, has nothing to do, not less: the first of equals
+/// wins. How: equal weights, which are compared in another way, and different ones.
+#[test]
+fn less_than_nothing_is_nothing() {
+    for name in ["lc", "wlc", "sed", "nq"] {
+        for weights in [[1, 1, 1], [2, 1, 1]] {
+            let mut model = Model::new(name, &[]);
+            for (address, weight) in ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+                .into_iter()
+                .zip(weights.into_iter().rev())
+            {
+                model.add(address, weight);
+            }
+            let [first, second, third] = &model.candidates[..] else {
+                panic!("three were added");
+            };
+            second.load.remove(0, true, 0, 0);
+            third.load.remove(0, false, 0, 0);
+            let flow = FlowKey::v4(Protocol::TCP, 1, 2, 1024 << 16 | 80);
+            let picked = model.pick(&flow).expect("all are there");
+            assert_eq!(picked.key, first.key, "{name}, {weights:?}");
+        }
+    }
+}
