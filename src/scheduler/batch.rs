@@ -41,6 +41,9 @@ impl<'s> Batch<'s> {
         let Some(worker) = self.worker else {
             return View::Whole;
         };
+        if servers.is_of_one() {
+            return View::Alone;
+        }
         let looked = &mut self.looked[place(servers)];
         if !looked.is_some_and(|looked| std::ptr::eq(looked, servers)) {
             *looked = Some(servers);

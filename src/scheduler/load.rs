@@ -110,13 +110,13 @@ struct Lines {
     others: Line,
 }
 
-/// `n` lanes from that one on; of a whole line the compiler need not count them.
+/// Folds `n` lanes from that one on, each behind how many of them come before it; of a whole line the compiler need not count them.
 #[inline(always)]
-fn each_lane(first: usize, n: usize, take: impl FnMut(usize)) {
+fn fold_lanes<T>(first: usize, n: usize, init: T, mut fold: impl FnMut(T, usize, usize) -> T) -> T {
     if n == LANES {
-        (0..LANES).for_each(take);
+        (0..LANES).fold(init, |so_far, lane| fold(so_far, lane, lane))
     } else {
-        (first..first + n).for_each(take);
+        (0..n).fold(init, |so_far, before| fold(so_far, before, first + before))
     }
 }
 
@@ -127,6 +127,8 @@ pub(super) enum View {
     Whole,
     /// This worker, which sees of others what it saw when it [looked](Counts::look).
     By(u16),
+    /// The only worker there is.
+    Alone,
 }
 
 impl Counts {
@@ -141,19 +143,39 @@ impl Counts {
         all.fold(Connections::default(), Add::add)
     }
 
-    /// The numbers of its destination and of those that follow it in the same lines, `n` in all.
+    /// Folds the numbers of its destination and of those that follow it in the same lines, `n` in all; each behind how many of them
+    /// come before it.
     #[inline(always)]
-    pub fn each(&self, n: usize, view: View, mut take: impl FnMut(Connections)) {
-        match (&*self.lines, view) {
-            ([one], _) => each_lane(self.lane, n, |lane| take(one.own.connections(lane))),
-            (_, View::By(worker)) => {
-                let Lines { own, others } = self.lines_of(worker);
-                each_lane(self.lane, n, |lane| {
-                    take(own.connections(lane) + others.connections(lane))
-                });
+    pub fn fold<T>(
+        &self,
+        n: usize,
+        view: View,
+        init: T,
+        mut fold: impl FnMut(T, usize, Connections) -> T,
+    ) -> T {
+        match view {
+            View::Alone => {
+                let own = &self.lines_of(0).own;
+                fold_lanes(self.lane, n, init, |so_far, before, lane| {
+                    fold(so_far, before, own.connections(lane))
+                })
             }
-            (_, View::Whole) => each_lane(self.lane, n, |lane| take(self.sum_of(lane))),
+            View::By(worker) => {
+                let Lines { own, others } = self.lines_of(worker);
+                fold_lanes(self.lane, n, init, |so_far, before, lane| {
+                    fold(so_far, before, own.connections(lane) + others.connections(lane))
+                })
+            }
+            View::Whole => self.fold_whole(n, init, fold),
         }
+    }
+
+    /// The same as all see them. Apart, as no packet comes here: what it keeps in registers the others need.
+    #[inline(never)]
+    fn fold_whole<T>(&self, n: usize, init: T, mut fold: impl FnMut(T, usize, Connections) -> T) -> T {
+        fold_lanes(self.lane, n, init, |so_far, before, lane| {
+            fold(so_far, before, self.sum_of(lane))
+        })
     }
 
     /// The worker looks at what others have counted of the same `n` destinations.
@@ -165,6 +187,11 @@ impl Counts {
             let sum = theirs.fold(Connections::default(), Add::add);
             ours.others.0[lane % LANES].store(sum.0, Ordering::Relaxed);
         }
+    }
+
+    /// One worker counts.
+    pub fn is_of_one(&self) -> bool {
+        self.lines.len() == 1
     }
 
     /// The numbers of `other` are in the same lines, and `n` behind.

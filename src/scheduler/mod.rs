@@ -189,22 +189,27 @@ pub fn build(
 
 impl Schedule for Scheduler {
     fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+        /// Each in a function of its own: none saves registers that another needs.
+        #[inline(never)]
+        fn ask<'s, S: Schedule>(s: &'s S, of: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
+            s.pick(of, flow, batch)
+        }
         match self {
-            Scheduler::Rr(s) => s.pick(candidates, flow, batch),
-            Scheduler::Wrr(s) => s.pick(candidates, flow, batch),
-            Scheduler::Lc(s) => s.pick(candidates, flow, batch),
-            Scheduler::Wlc(s) => s.pick(candidates, flow, batch),
-            Scheduler::Lblc(s) => s.pick(candidates, flow, batch),
-            Scheduler::Lblcr(s) => s.pick(candidates, flow, batch),
-            Scheduler::Dh(s) => s.pick(candidates, flow, batch),
-            Scheduler::Sh(s) => s.pick(candidates, flow, batch),
-            Scheduler::Mh(s) => s.pick(candidates, flow, batch),
-            Scheduler::Sed(s) => s.pick(candidates, flow, batch),
-            Scheduler::Nq(s) => s.pick(candidates, flow, batch),
-            Scheduler::Fo(s) => s.pick(candidates, flow, batch),
-            Scheduler::Ovf(s) => s.pick(candidates, flow, batch),
-            Scheduler::Nobody(s) => s.pick(candidates, flow, batch),
-            Scheduler::Twos(s) => s.pick(candidates, flow, batch),
+            Scheduler::Rr(s) => ask(s, candidates, flow, batch),
+            Scheduler::Wrr(s) => ask(s, candidates, flow, batch),
+            Scheduler::Lc(s) => ask(s, candidates, flow, batch),
+            Scheduler::Wlc(s) => ask(s, candidates, flow, batch),
+            Scheduler::Lblc(s) => ask(s, candidates, flow, batch),
+            Scheduler::Lblcr(s) => ask(s, candidates, flow, batch),
+            Scheduler::Dh(s) => ask(s, candidates, flow, batch),
+            Scheduler::Sh(s) => ask(s, candidates, flow, batch),
+            Scheduler::Mh(s) => ask(s, candidates, flow, batch),
+            Scheduler::Sed(s) => ask(s, candidates, flow, batch),
+            Scheduler::Nq(s) => ask(s, candidates, flow, batch),
+            Scheduler::Fo(s) => ask(s, candidates, flow, batch),
+            Scheduler::Ovf(s) => ask(s, candidates, flow, batch),
+            Scheduler::Nobody(s) => ask(s, candidates, flow, batch),
+            Scheduler::Twos(s) => ask(s, candidates, flow, batch),
         }
     }
 

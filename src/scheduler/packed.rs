@@ -22,6 +22,8 @@ pub(super) struct Packed {
     blocks: Box<[Block]>,
     /// All weights are equal, so that costs alone decide.
     even: bool,
+    /// There is one worker.
+    of_one: bool,
 }
 
 #[derive(Debug)]
@@ -65,11 +67,18 @@ impl Packed {
         Packed {
             even: weight < SMALL_WEIGHT_END && servers.iter().all(|server| server.weight == weight),
             servers: servers.into(),
+            of_one: blocks.iter().all(|block| block.counts.is_of_one()),
             blocks: blocks.into(),
         }
     }
 
+    /// One worker counts their connections, and nobody else.
+    pub fn is_of_one(&self) -> bool {
+        self.of_one
+    }
+
     /// The worker looks at what others have counted of them.
+    #[inline(never)]
     pub fn look(&self, worker: u16) {
         self.blocks
             .iter()
@@ -123,17 +132,18 @@ impl Packed {
     fn least_even(&self, view: View, cost: &impl Fn(Connections) -> i64) -> Option<usize> {
         let (mut least, mut place) = (i64::MAX, 0);
         for block in &self.blocks {
-            block.counts.each(block.servers, view, |connections| {
-                least = least.min(cost(connections) << PLACE_BITS | place);
-                place += 1;
+            let here = block.counts.fold(block.servers, view, i64::MAX, |least, before, connections| {
+                least.min(cost(connections) << PLACE_BITS | before as i64)
             });
+            least = least.min(here.wrapping_add(place));
+            place += block.servers as i64;
         }
         let server = self.servers.get(least as usize % (1 << PLACE_BITS))?;
         let is_it = !server.load.is_overloaded() && least >= 0 && place < 1 << PLACE_BITS;
         is_it.then_some(server.index as usize)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn least_by(
         &self,
         view: View,
@@ -155,7 +165,7 @@ impl Block {
     #[inline(always)]
     fn each<'s>(&self, servers: &'s [Server], view: View, mut take: impl FnMut(&'s Server, Connections)) {
         let mut servers = servers.iter();
-        self.counts.each(self.servers, view, |connections| {
+        self.counts.fold(self.servers, view, (), |(), _, connections| {
             if let Some(server) = servers.next() {
                 take(server, connections);
             }
