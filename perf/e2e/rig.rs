@@ -305,6 +305,11 @@ impl Rig {
 
     fn address(&mut self) -> Result<(), Error> {
         let vip = IpAddr::from(VIP);
+        for host in [&mut self.client, &mut self.director, &mut self.server] {
+            // iperf3 sets what `-C` says on a connection that has begun: of BBR, where that is the machine's default, the pacing
+            // would stay.
+            host.set_sysctl("net.ipv4.tcp_congestion_control", "reno")?;
+        }
         self.client.add_address("eth0", CLIENT.into(), 16)?;
         self.client
             .add_address("eth1", Ipv4Addr::new(10, 64, 0, 1).into(), 24)?;
