@@ -146,13 +146,7 @@ impl Counts {
     /// Folds the numbers of its destination and of those that follow it in the same lines, `n` in all; each behind how many of them
     /// come before it.
     #[inline(always)]
-    pub fn fold<T>(
-        &self,
-        n: usize,
-        view: View,
-        init: T,
-        mut fold: impl FnMut(T, usize, Connections) -> T,
-    ) -> T {
+    pub fn fold<T>(&self, n: usize, view: View, init: T, mut fold: impl FnMut(T, usize, Connections) -> T) -> T {
         match view {
             View::Alone => {
                 let own = &self.lines_of(0).own;

@@ -132,9 +132,12 @@ impl Packed {
     fn least_even(&self, view: View, cost: &impl Fn(Connections) -> i64) -> Option<usize> {
         let (mut least, mut place) = (i64::MAX, 0);
         for block in &self.blocks {
-            let here = block.counts.fold(block.servers, view, i64::MAX, |least, before, connections| {
-                least.min(cost(connections) << PLACE_BITS | before as i64)
-            });
+            // Each block's by itself: so the processor need not wait for the one before.
+            let here = block
+                .counts
+                .fold(block.servers, view, i64::MAX, |least, before, connections| {
+                    least.min(cost(connections) << PLACE_BITS | before as i64)
+                });
             least = least.min(here.wrapping_add(place));
             place += block.servers as i64;
         }
