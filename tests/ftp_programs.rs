@@ -94,8 +94,17 @@ impl Running {
     fn curl(&self, arguments: &[&str]) -> (String, Vec<u8>) {
         let always = ["-sSv", "--noproxy", "*", "--max-time", "30"];
         let all = [&always, arguments].concat();
-        let output = programs::run(&self.s.topology.client, self.driver, "curl", &all);
-        (String::from_utf8_lossy(&output.stderr).into_owned(), output.stdout)
+        for _ in 0..5 {
+            let output = programs::attempt(&self.s.topology.client, "curl", &all);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            // The server opens the connection (PORT, EPRT), and what it sends is short: on a busy machine all has come before curl
+            // looks, and then curl takes the end for a failure.
+            if !text.contains("Ctrl conn has data while waiting for data conn") {
+                let output = programs::succeeded(output, self.driver, "curl", &all);
+                return (text, output.stdout);
+            }
+        }
+        panic!("{}: five times curl looked too late: {all:?}", self.driver)
     }
 
     /// The file that an upload of this name made, on whichever server.

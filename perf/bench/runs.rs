@@ -297,7 +297,9 @@ fn picks(scheduler: &str, servers: u32) -> f64 {
         edits: 0,
         load: Arc::new(loads.make()),
     };
-    let candidates: Vec<Candidate> = (0..servers).map(candidate).collect();
+    let mut candidates: Vec<Candidate> = (0..servers).map(candidate).collect();
+    // As in a service's list: the newest first.
+    candidates.reverse();
     for candidate in &candidates {
         (0..100 + random.below(100)).for_each(|_| candidate.load.add(0, true, 0));
     }

@@ -268,7 +268,8 @@ fn director(plan: &Plan) -> Table {
         edits: 0,
         load: d.load.clone(),
     };
-    let candidates: Vec<_> = destinations.iter().map(candidate).collect();
+    // As in a service's list: the newest first.
+    let candidates: Vec<_> = destinations.iter().rev().map(candidate).collect();
     let scheduler = build(plan.scheduler, &[], &candidates, None).expect("a scheduler's name");
     let service = Service {
         key: ServiceKey::Address {
@@ -281,7 +282,7 @@ fn director(plan: &Plan) -> Table {
         },
         scheduler: Box::new(scheduler),
         candidates,
-        ids: numbers.map(DestinationId).collect(),
+        ids: numbers.rev().map(DestinationId).collect(),
         persistence: None,
         one_packet: false,
         sip: false,

@@ -307,7 +307,7 @@ impl Rig {
         let vip = IpAddr::from(VIP);
         for host in [&mut self.client, &mut self.director, &mut self.server] {
             // iperf3 sets what `-C` says on a connection that has begun: of BBR, where that is the machine's default, the pacing
-            // would stay.
+            // would stay. A namespace may always have Reno; Cubic the kernel may refuse.
             host.set_sysctl("net.ipv4.tcp_congestion_control", "reno")?;
         }
         self.client.add_address("eth0", CLIENT.into(), 16)?;

@@ -374,7 +374,8 @@ impl Registry {
         let key = entry.service.key;
         let mut ids = Vec::with_capacity(entry.destinations().len());
         let mut candidates = Vec::with_capacity(entry.destinations().len());
-        for destination in entry.destinations() {
+        // Oldest first, as if they came one by one: so their loads lie in the order of the list (see `Loads`).
+        for destination in entry.destinations().rev() {
             let id = self.bring_in_destination(key, entry.incarnation, destination, routes);
             let Some(live) = self.destination(id) else { continue };
             let load = live.load.clone();
@@ -389,6 +390,8 @@ impl Registry {
             });
             ids.push(id);
         }
+        candidates.reverse();
+        ids.reverse();
         let before = self.services.take(&key, entry.incarnation);
         let scheduler = (self.build)(&entry.service, &candidates, before.as_ref().map(|s| &*s.table));
         let table = Arc::new(table::Service {

@@ -110,10 +110,12 @@ struct Lines {
     others: Line,
 }
 
-/// Folds `n` lanes from that one on, each behind how many of them come before it; of a whole line the compiler need not count them.
+/// Folds `n` lanes from that one on; `fold` is given how many came before, and the lane. Of a whole line the compiler need not count
+/// them.
 #[inline(always)]
 fn fold_lanes<T>(first: usize, n: usize, init: T, mut fold: impl FnMut(T, usize, usize) -> T) -> T {
     if n == LANES {
+        debug_assert_eq!(first, 0, "a whole line");
         (0..LANES).fold(init, |so_far, lane| fold(so_far, lane, lane))
     } else {
         (0..n).fold(init, |so_far, before| fold(so_far, before, first + before))
@@ -127,7 +129,7 @@ pub(super) enum View {
     Whole,
     /// This worker, which sees of others what it saw when it [looked](Counts::look).
     By(u16),
-    /// The only worker there is.
+    /// The only worker there is: what its line has is the sum.
     Alone,
 }
 
@@ -143,8 +145,8 @@ impl Counts {
         all.fold(Connections::default(), Add::add)
     }
 
-    /// Folds the numbers of its destination and of those that follow it in the same lines, `n` in all; each behind how many of them
-    /// come before it.
+    /// Folds the numbers of its destination and of those that follow it in the same lines, `n` in all; `fold` is given how many came
+    /// before, and the numbers.
     #[inline(always)]
     pub fn fold<T>(&self, n: usize, view: View, init: T, mut fold: impl FnMut(T, usize, Connections) -> T) -> T {
         match view {
@@ -164,7 +166,7 @@ impl Counts {
         }
     }
 
-    /// The same as all see them. Apart, as no packet comes here: what it keeps in registers the others need.
+    /// The same as all see them. Not inlined: no packet comes here, and the registers that it needs would be saved for all.
     #[inline(never)]
     fn fold_whole<T>(&self, n: usize, init: T, mut fold: impl FnMut(T, usize, Connections) -> T) -> T {
         fold_lanes(self.lane, n, init, |so_far, before, lane| {
@@ -183,7 +185,7 @@ impl Counts {
         }
     }
 
-    /// One worker counts.
+    /// All count in one line.
     pub fn is_of_one(&self) -> bool {
         self.lines.len() == 1
     }
@@ -204,7 +206,8 @@ impl Counts {
     }
 }
 
-/// Makes [`Load`]s for so many workers.
+/// Makes [`Load`]s for so many workers. From one to the next lanes go down, as in a service's list the newest destination is the first:
+/// those that are made one after another lie there in the order of the list.
 #[derive(Debug)]
 pub struct Loads {
     workers: usize,
@@ -223,10 +226,9 @@ impl Loads {
     pub fn make(&mut self) -> Load {
         let counts = self.next.take().unwrap_or_else(|| Counts {
             lines: (0..self.workers).map(|_| Lines::default()).collect(),
-            lane: 0,
+            lane: LANES - 1,
         });
-        let lane = counts.lane + 1;
-        self.next = (lane < LANES).then(|| Counts {
+        self.next = counts.lane.checked_sub(1).map(|lane| Counts {
             lines: counts.lines.clone(),
             lane,
         });

@@ -189,7 +189,7 @@ pub fn build(
 
 impl Schedule for Scheduler {
     fn pick<'s>(&'s self, candidates: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
-        /// Each in a function of its own: none saves registers that another needs.
+        /// Not inlined: a scheduler that needs few registers would save those that another needs.
         #[inline(never)]
         fn ask<'s, S: Schedule>(s: &'s S, of: &[Candidate], flow: &FlowKey, batch: &mut Batch<'s>) -> Option<usize> {
             s.pick(of, flow, batch)

@@ -22,7 +22,7 @@ pub(super) struct Packed {
     blocks: Box<[Block]>,
     /// All weights are equal, so that costs alone decide.
     even: bool,
-    /// There is one worker.
+    /// Each is counted in one line, by whoever counts.
     of_one: bool,
 }
 
@@ -72,7 +72,7 @@ impl Packed {
         }
     }
 
-    /// One worker counts their connections, and nobody else.
+    /// There is one worker: what its line has is the sum.
     pub fn is_of_one(&self) -> bool {
         self.of_one
     }
@@ -132,12 +132,13 @@ impl Packed {
     fn least_even(&self, view: View, cost: &impl Fn(Connections) -> i64) -> Option<usize> {
         let (mut least, mut place) = (i64::MAX, 0);
         for block in &self.blocks {
-            // Each block's by itself: so the processor need not wait for the one before.
+            // The least of each block by itself, so that the processor need not wait for the block before.
             let here = block
                 .counts
-                .fold(block.servers, view, i64::MAX, |least, before, connections| {
-                    least.min(cost(connections) << PLACE_BITS | before as i64)
+                .fold(block.servers, view, i64::MAX, |here, before, connections| {
+                    here.min(cost(connections) << PLACE_BITS | before as i64)
                 });
+            // No block is empty; what more servers than places would carry over is refused below.
             least = least.min(here.wrapping_add(place));
             place += block.servers as i64;
         }
@@ -146,6 +147,7 @@ impl Packed {
         is_it.then_some(server.index as usize)
     }
 
+    /// Not inlined: the registers that it needs would be saved for [`least_even`](Packed::least_even) too.
     #[inline(never)]
     fn least_by(
         &self,
@@ -201,5 +203,118 @@ impl Best {
             return Best { index, cost, weight };
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
+    use super::super::load::Loads;
+    use super::*;
+    use crate::service::DestinationKey;
+
+    /// A server: its weight, whether it is overloaded, whether it is counted elsewhere than the others, and for each worker how many
+    /// connections it has counted, or taken off.
+    type Plan = (u32, bool, bool, [i8; 3]);
+
+    fn plan() -> impl Strategy<Value = Plan> {
+        let weight = prop_oneof![2 => Just(1u32), 1 => 0..4u32];
+        let rarely = || prop::bool::weighted(0.1);
+        (weight, rarely(), rarely(), prop::array::uniform3(-1..4i8))
+    }
+
+    fn candidate(n: u32, (weight, overloaded, _, counted): &Plan, loads: &mut Loads) -> Candidate {
+        let load = loads.make();
+        load.overloaded.store(*overloaded, std::sync::atomic::Ordering::Relaxed);
+        for (worker, change) in (0..).zip(counted) {
+            match change {
+                0.. => (0..*change).for_each(|_| load.add(worker, true, 0)),
+                _ => load.remove(worker, true, 0, 0),
+            }
+        }
+        Candidate {
+            key: DestinationKey {
+                address: Ipv4Addr::from(0x0a01_0000 + n).into(),
+                port: 80,
+            },
+            weight: *weight,
+            upper_threshold: 0,
+            lower_threshold: 0,
+            last_weight: *weight,
+            edits: 0,
+            load: Arc::new(load),
+        }
+    }
+
+    /// The first of those with the smallest cost for its weight, one after the other.
+    fn least_of(candidates: &[Candidate], weight: impl Fn(&Candidate) -> u64) -> Option<usize> {
+        let mut best: Option<(usize, u64, u64)> = None;
+        for (n, candidate) in candidates.iter().enumerate() {
+            let (cost, weight) = (candidate.load.connections().overhead(), weight(candidate));
+            let is_less = best.is_none_or(|(_, least, of)| cost * of < least * weight);
+            if candidate.weight > 0 && !candidate.load.is_overloaded() && is_less {
+                best = Some((n, cost, weight));
+            }
+        }
+        best.map(|(n, ..)| n)
+    }
+
+    proptest! {
+        /// Goal: the walk over blocks finds what a walk over the list finds, as each sees the connections. How: lists as services
+        /// have them, the other way round and in any order; of one worker and of three; some servers counted apart from the others.
+        #[test]
+        fn blocks_are_as_the_list(
+            plans in prop::collection::vec(plan(), 0..40),
+            order in prop_oneof![Just(0u64), Just(1), 2..1000u64],
+            workers in prop_oneof![Just(1usize), Just(3)],
+        ) {
+            let (mut loads, mut apart) = (Loads::new(workers), Loads::new(1));
+            let mut candidates: Vec<Candidate> = (0..)
+                .zip(&plans)
+                .map(|(n, plan)| candidate(n, plan, if plan.2 { &mut apart } else { &mut loads }))
+                .collect();
+            match order {
+                0 => candidates.reverse(),
+                1 => {}
+                seed => candidates.sort_by_key(|c| seed * number(c) % 1009),
+            }
+            let packed = Packed::new(&candidates);
+            packed.look(1);
+            let mut views = vec![View::Whole, View::By(1)];
+            views.extend(packed.is_of_one().then_some(View::Alone));
+            prop_assert!(workers > 1 || packed.is_of_one());
+            for view in views {
+                prop_assert_eq!(packed.least(view, Connections::signed_overhead), least_of(&candidates, |_| 1), "{:?}", view);
+                prop_assert_eq!(
+                    packed.least_for_weight(view, Connections::signed_overhead),
+                    least_of(&candidates, |c| c.weight.into()),
+                    "{:?}", view
+                );
+                let idle = candidates.iter().position(|c| c.weight > 0 && !c.load.is_overloaded() && c.load.active() == 0);
+                prop_assert_eq!(packed.first(view, |c| c.active() == 0), idle, "{:?}", view);
+            }
+        }
+    }
+
+    fn number(candidate: &Candidate) -> u64 {
+        match candidate.key.address {
+            std::net::IpAddr::V4(v4) => v4.to_bits().into(),
+            std::net::IpAddr::V6(_) => 0,
+        }
+    }
+
+    /// Servers added one after another, each before those that are there, are in as few blocks as there are lines.
+    #[test]
+    fn a_services_list_is_in_whole_lines() {
+        let mut loads = Loads::new(2);
+        let mut candidates = Vec::new();
+        for n in 0..20 {
+            candidates.insert(0, candidate(n, &(1, false, false, [0; 3]), &mut loads));
+        }
+        let blocks: Vec<usize> = Packed::new(&candidates).blocks.iter().map(|b| b.servers).collect();
+        assert_eq!(blocks, [4, 8, 8]);
     }
 }

@@ -21,13 +21,22 @@ pub fn wanted() -> bool {
     false
 }
 
-/// A program on a host, which must succeed.
-pub fn run(host: &Host, what: &str, program: &str, arguments: &[&str]) -> Output {
+/// A program on a host.
+pub fn attempt(host: &Host, program: &str, arguments: &[&str]) -> Output {
     let mut command = host.command(program).expect("a command");
-    let output = command
+    command
         .args(arguments)
         .output()
-        .unwrap_or_else(|error| panic!("{program} is needed: {error}"));
+        .unwrap_or_else(|error| panic!("{program} is needed: {error}"))
+}
+
+/// A program on a host, which must succeed.
+pub fn run(host: &Host, what: &str, program: &str, arguments: &[&str]) -> Output {
+    succeeded(attempt(host, program, arguments), what, program, arguments)
+}
+
+/// What a program said that must have succeeded.
+pub fn succeeded(output: Output, what: &str, program: &str, arguments: &[&str]) -> Output {
     assert!(
         output.status.success(),
         "{what}: {program} {}: {}: {}{}",
