@@ -246,8 +246,10 @@ mod tests {
         let path = client.path.clone();
         let next = thread::spawn(move || {
             thread::sleep(Duration::from_millis(100));
-            std::fs::remove_file(&path).unwrap();
-            let listener = UnixListener::bind(&path).unwrap();
+            // At no moment is there no file: that one is not waited for.
+            let beside = path.with_extension("next");
+            let listener = UnixListener::bind(&beside).unwrap();
+            std::fs::rename(&beside, &path).unwrap();
             // A connection that the one before had not taken up, or not read, when it ended.
             drop(listener.accept().unwrap());
             let stopping = format!("{{\"reply\":\"error\",\"message\":\"{STOPPING}\"}}\n");
