@@ -120,10 +120,12 @@ impl Setup {
         let Some(pair) = self.children.pair() else {
             return report.note("two workers: not measured, there is one CPU");
         };
+        // A ratio of runs on one CPU and on two feels the host twice: it takes more turns to settle.
+        let turns = 2 * self.runs + 1;
         for &connections in &self.standing {
             let arguments = hits(Mode::Nat, connections, PACKETS);
             let (mut ours, mut floor) = (Vec::new(), Vec::new());
-            for _ in 0..self.runs {
+            for _ in 0..turns {
                 ours.push(self.two_over_one(&pair, &arguments, &arguments));
                 let alone = self.children.floor("nat", connections, PACKETS_BESIDE);
                 let both = self.children.floor_on(&pair, "nat", connections, PACKETS_BESIDE);
@@ -139,7 +141,7 @@ impl Setup {
             let arguments = begins(Mode::Nat, scheduler, 100_000, NEW_PACKETS);
             let apart = [&arguments[..], &words("--apart")].concat();
             let [mut ours, mut floor, mut handovers] = [const { Vec::new() }; 3];
-            for _ in 0..self.runs {
+            for _ in 0..turns {
                 floor.push(self.two_over_one(&pair, &arguments, &apart));
                 ours.push(self.two_over_one(&pair, &arguments, &arguments));
                 handovers.push(self.children.ours_on(&pair, &words("handover"))[0]);
