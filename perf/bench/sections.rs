@@ -127,11 +127,7 @@ impl Setup {
             let (mut ours, mut floor) = (Vec::new(), Vec::new());
             for _ in 0..turns {
                 ours.push(self.two_over_one(&pair, &arguments, &arguments));
-                let alone = self.children.floor("nat", connections, PACKETS_BESIDE);
-                let both = self.children.floor_on(&pair, "nat", connections, PACKETS_BESIDE);
-                if let (Some(alone), Some(both)) = (alone, both) {
-                    floor.push(both.iter().map(|ns| alone / ns).sum());
-                }
+                floor.extend(self.two_floors_over_one(&pair, connections));
             }
             let what = format!("two workers over one, nat hits, {connections} connections");
             let row = Row::new(what, "x", &ours).beside(&floor);
@@ -153,9 +149,19 @@ impl Setup {
         }
     }
 
-    /// How much faster two workers are than one.
+    /// How much faster two workers are than one: than the mean of one on either CPU, before and after, as the host may favour
+    /// one of them for a while.
     fn two_over_one(&self, pair: &[usize; 2], one: &[String], two: &[String]) -> f64 {
-        self.children.ours(one)[0] / self.children.ours_on(pair, two)[0]
+        let ns = |cpus: &[usize], arguments| self.children.ours_on(cpus, arguments)[0];
+        let (before, both, after) = (ns(&pair[..1], one), ns(pair, two), ns(&pair[1..], one));
+        2.0 / (both / before + both / after)
+    }
+
+    /// The same of two processes of the floor, which share nothing.
+    fn two_floors_over_one(&self, pair: &[usize; 2], connections: u32) -> Option<f64> {
+        let ns = |cpus: &[usize]| self.children.floor_on(cpus, "nat", connections, PACKETS_BESIDE);
+        let (before, both, after) = (ns(&pair[..1])?, ns(pair)?, ns(&pair[1..])?);
+        Some(2.0 / (1.0 / before[0] + 1.0 / after[0]) * (1.0 / both[0] + 1.0 / both[1]))
     }
 
     fn picks(&self, report: &mut Report) {
