@@ -101,10 +101,12 @@ impl Lane {
                     .bytes()
                     .get(TIME_AT..TIME_AT + 8)
                     .and_then(|bytes| bytes.try_into().ok());
+                // One that is due later is a late one of the part before.
                 if received.is_ok()
                     && let Some(due) = time.map(u64::from_ne_bytes)
+                    && let Some(taken) = now.checked_sub(due)
                 {
-                    measured.saturating_record(now.saturating_sub(due));
+                    measured.saturating_record(taken);
                 }
                 pool.give(frame);
             }
