@@ -317,27 +317,7 @@ impl Outside for Director {
         if table.has_calls() {
             self.connections.keep_call_ids();
         }
-        let until = Instant::now() + ANSWER_MAX;
-        let stuck = |worker| Stuck {
-            worker,
-            seconds: ANSWER_MAX.as_secs(),
-        };
-        let mut answers = Vec::with_capacity(self.workers.len());
-        for (number, worker) in self.workers.iter().enumerate() {
-            if worker.change_asleep(&table) {
-                continue;
-            }
-            let (done, answer) = bounded(1);
-            if !worker.order(WorkerCommand::Table(table.clone(), done)) {
-                return Err(stuck(number));
-            }
-            answers.push((number, answer));
-        }
-        for (number, answer) in answers {
-            // The worker has given the old table back, which is the registry's alone now.
-            answer.recv_deadline(until).map_err(|_| stuck(number))?;
-        }
-        Ok(())
+        hand_out(&self.workers, &table)
     }
 
     fn check_workers(&mut self) -> Result<(), Stuck> {
@@ -438,6 +418,31 @@ impl Outside for Director {
         }
         report
     }
+}
+
+/// Gives all workers their next table; when this returns, none works by the one before, which is the registry's alone again.
+fn hand_out(workers: &[WorkerHandle], table: &Arc<Table>) -> Result<(), Stuck> {
+    let until = Instant::now() + ANSWER_MAX;
+    let stuck = |worker| Stuck {
+        worker,
+        seconds: ANSWER_MAX.as_secs(),
+    };
+    let mut answers = Vec::with_capacity(workers.len());
+    for (number, worker) in workers.iter().enumerate() {
+        if worker.change_asleep(table) {
+            continue;
+        }
+        let (done, answer) = bounded(1);
+        if !worker.order(WorkerCommand::Table(table.clone(), done)) {
+            return Err(stuck(number));
+        }
+        answers.push((number, answer));
+    }
+    for (number, answer) in answers {
+        // The worker has given the old table back.
+        answer.recv_deadline(until).map_err(|_| stuck(number))?;
+    }
+    Ok(())
 }
 
 fn interface_report(served: &ServedInterface) -> InterfaceReport {
@@ -549,5 +554,29 @@ mod tests {
         assert!(worker.order(WorkerCommand::Stop));
         worker.thread.join().unwrap();
         assert!(Arc::ptr_eq(&worker.table.lock().unwrap(), &table));
+    }
+
+    /// How: of two workers one sleeps most of the time and one never does; a hundred tables. Goal: when a table has been handed out, both
+    /// have it, and nobody the one before.
+    #[test]
+    fn workers_asleep_and_awake_have_the_same_table() {
+        let workers = [worker(0), worker(u32::MAX)];
+        let start = Instant::now();
+        while workers.iter().any(|worker| heartbeat(worker) == 0) {
+            assert!(start.elapsed() < Duration::from_secs(10), "they do not begin");
+        }
+        let mut table = Arc::new(Table::default());
+        hand_out(&workers, &table).unwrap();
+        for _ in 0..100 {
+            let before = std::mem::replace(&mut table, Arc::new(Table::default()));
+            hand_out(&workers, &table).unwrap();
+            assert_eq!(Arc::strong_count(&before), 1, "a worker still has the table before");
+            assert_eq!(Arc::strong_count(&table), 1 + workers.len());
+        }
+        for worker in workers {
+            assert!(worker.order(WorkerCommand::Stop));
+            worker.thread.join().unwrap();
+            assert!(Arc::ptr_eq(&worker.table.lock().unwrap(), &table));
+        }
     }
 }
