@@ -18,7 +18,11 @@ use uvs::table::{
 
 /// What the worker's clock goes on with each batch: the speed of 50 ns a packet. A clock of its own makes every run the
 /// same, instruction by instruction.
-const BATCH_NS: u64 = 50 * BATCH_MAX as u64;
+const BATCH_NS: u64 = PACKET_NS * BATCH_MAX as u64;
+const PACKET_NS: u64 = 50;
+/// A connection's deadline is written again when it is eight ticks old (`REFRESH_TICKS` in `src/conn/entry.rs`). Half a tick less:
+/// connections become due where a tick begins, and what is measured begins amid one.
+const REFRESH_NS: u64 = 1_000_000_000 / Tick::PER_SECOND as u64 * 15 / 2;
 /// Up to so many connections each begins as a client begins it, by SYN and ACK; more are inserted right into the table.
 const BY_PACKETS_MAX: u32 = 1_000_000;
 /// Longer than a half-open connection lasts, and less than an established one.
@@ -102,14 +106,22 @@ impl World {
         self.live
     }
 
-    /// Makes `count` more connections, all established.
+    /// Makes `count` more connections, all established. It takes as long, by the worker's clock, as deadlines are old that packets of
+    /// random connections write: then as many are written from the start as later on.
     pub fn establish(&mut self, count: u32) {
+        let start_ns = self.now_ns;
+        let lasts_ns = REFRESH_NS + count as u64 * PACKET_NS;
+        let is_at_ns = |done: u64| start_ns + lasts_ns * done / count as u64;
         let new = self.live..self.live + count;
         if count > BY_PACKETS_MAX {
-            new.for_each(|client| self.insert(client));
+            for (done, client) in (0..).zip(new) {
+                self.now_ns = is_at_ns(done);
+                self.insert(client);
+            }
         } else {
             let all: Vec<u32> = new.collect();
-            for clients in all.chunks(BATCH_MAX) {
+            for (n, clients) in (0..).zip(all.chunks(BATCH_MAX)) {
+                self.now_ns = is_at_ns(n * BATCH_MAX as u64);
                 for flags in [TcpFlags::SYN, TcpFlags::ACK] {
                     self.fill(clients.iter().copied(), flags);
                     self.process();
