@@ -16,10 +16,10 @@ use uvs::table::{
     Services, Table, Way,
 };
 
-/// What the worker's clock goes on with each batch: the speed of 50 ns a packet. A clock of its own makes every run the
-/// same, instruction by instruction.
-const BATCH_NS: u64 = PACKET_NS * BATCH_MAX as u64;
+/// What the worker's clock goes on by for each packet, batch by batch. A clock of its own makes every run the same, instruction by
+/// instruction.
 const PACKET_NS: u64 = 50;
+const BATCH_NS: u64 = PACKET_NS * BATCH_MAX as u64;
 /// A connection's deadline is written again when it is eight ticks old (`REFRESH_TICKS` in `src/conn/entry.rs`). Half a tick less:
 /// connections become due where a tick begins, and what is measured begins amid one.
 const REFRESH_NS: u64 = 1_000_000_000 / Tick::PER_SECOND as u64 * 15 / 2;
