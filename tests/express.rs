@@ -5,9 +5,10 @@
 mod memory_director;
 
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
-use memory_director::{CLIENT_SIDE, MemoryDirector, SERVER_SIDE};
+use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
 use uvs::packet::parse::{Packet, parse};
 use uvs::packet::{ChecksumOffload, Offload, TcpFlags, checksum};
+use uvs::table::InterfaceId;
 
 const RULES: &str =
     "-A -t 10.200.1.1:80 -s rr; -a -t 10.200.1.1:80 -r 172.16.0.11:8080 -m; -a -t 10.200.1.1:80 -r 172.16.0.12:80 -m;
@@ -21,18 +22,108 @@ const CLIENTS: usize = 8;
 
 #[test]
 fn both_ways_are_one() {
-    let mut random = Random(0x1234_5678_9abc_def1);
-    let mut short = MemoryDirector::new(1024);
-    let mut long = MemoryDirector::new(1024).long_way_only();
-    for director in [&mut short, &mut long] {
-        director.ipvsadm(RULES);
-    }
-    // What each NAT client's packet became, to be answered.
-    let mut translated: Vec<Option<Vec<u8>>> = vec![None; CLIENTS];
+    let mut directors = [MemoryDirector::new(1024), MemoryDirector::new(1024).long_way_only()];
+    directors.iter_mut().for_each(|director| director.ipvsadm(RULES));
+    let mut traffic = Traffic::new();
     let (mut plain, mut datagrams) = (0, 0);
     for step in 0..STEPS {
-        if random.one_in(500) {
-            let (name, value) = random.of(&[
+        traffic.disturb_rules(&mut directors);
+        let side = traffic.side();
+        let Some(Shot { client, bytes, offload }) = traffic.shot(side) else {
+            continue;
+        };
+        let [a, b] = directors
+            .each_mut()
+            .map(|director| director.inject(side, &bytes, offload));
+        let same = (&a.sent, a.handed_back) == (&b.sent, b.handed_back);
+        assert!(
+            same,
+            "step {step}, {} bytes from {side:?}: {:02x?}\nleft {:?}\nand {:?}",
+            bytes.len(),
+            &bytes[..54.min(bytes.len())],
+            directors[0].counts(),
+            directors[1].counts()
+        );
+        let sent = a.sent.len() == 1;
+        datagrams += (is_udp(&bytes) && sent) as usize;
+        plain += (!is_udp(&bytes) && flags_of(&bytes) == TcpFlags::ACK && sent) as usize;
+        traffic.note(client, &bytes, a);
+        if step % 64 == 0 {
+            directors.iter_mut().for_each(|director| director.sweep());
+        }
+        traffic.wait(&mut directors);
+    }
+    assert_same(&directors);
+    assert!(plain > STEPS / 6, "{plain} plain acknowledgements were forwarded");
+    assert!(datagrams > STEPS / 6, "{datagrams} datagrams were forwarded");
+    assert!(directors[0].connections().len() > CLIENTS);
+}
+
+/// How: one director gets batches of up to eight frames, the other the same frames one by one. Goal: as above, and at each moment the
+/// same connections, with their deadlines.
+#[test]
+fn a_batch_is_as_its_frames_one_by_one() {
+    let mut directors = [(); 2].map(|()| MemoryDirector::new(1024));
+    directors.iter_mut().for_each(|director| director.ipvsadm(RULES));
+    let mut traffic = Traffic::new();
+    for step in 0..STEPS / 4 {
+        traffic.disturb_rules(&mut directors);
+        let side = traffic.side();
+        let frames = 1 + traffic.random.below(8);
+        let shots: Vec<Shot> = (0..frames).filter_map(|_| traffic.shot(side)).collect();
+        let [whole, single] = &mut directors;
+        let batch: Vec<(&[u8], Offload)> = shots.iter().map(|shot| (&shot.bytes[..], shot.offload)).collect();
+        let at_once = whole.inject_batch(side, &batch);
+        let mut in_turn = Outcome::default();
+        for Shot { client, bytes, offload } in &shots {
+            let outcome = single.inject(side, bytes, *offload);
+            in_turn.sent.extend(outcome.sent.iter().cloned());
+            in_turn.handed_back += outcome.handed_back;
+            traffic.note(*client, bytes, outcome);
+        }
+        in_turn.sent.sort_by_key(|(interface, _)| *interface);
+        assert_eq!(at_once, in_turn, "step {step}");
+        assert_same(&directors);
+        if step % 16 == 0 {
+            directors.iter_mut().for_each(|director| director.sweep());
+        }
+        traffic.wait(&mut directors);
+    }
+    assert!(directors[0].connections().len() > CLIENTS);
+}
+
+fn assert_same([a, b]: &[MemoryDirector; 2]) {
+    assert_eq!(a.counts(), b.counts());
+    assert_eq!(a.destinations(), b.destinations());
+    assert_eq!(a.connections(), b.connections());
+}
+
+/// What comes to the directors.
+struct Traffic {
+    random: Random,
+    /// What each NAT client's packet became, to be answered.
+    translated: Vec<Option<Vec<u8>>>,
+}
+
+/// A frame, of a client or in answer to it.
+struct Shot {
+    client: usize,
+    bytes: Vec<u8>,
+    offload: Offload,
+}
+
+impl Traffic {
+    fn new() -> Traffic {
+        Traffic {
+            random: Random(0x1234_5678_9abc_def1),
+            translated: vec![None; CLIENTS],
+        }
+    }
+
+    /// Sometimes another setting, or a destination that goes and comes.
+    fn disturb_rules(&mut self, directors: &mut [MemoryDirector; 2]) {
+        if self.random.one_in(500) {
+            let (name, value) = self.random.of(&[
                 ("pmtu_disc", "0"),
                 ("pmtu_disc", "1"),
                 ("secure_tcp", "0"),
@@ -42,56 +133,49 @@ fn both_ways_are_one() {
                 ("nat_icmp_send", "0"),
                 ("nat_icmp_send", "1"),
             ]);
-            short.sysctl(name, value);
-            long.sysctl(name, value);
+            directors.iter_mut().for_each(|director| director.sysctl(name, value));
         }
-        if random.one_in(3000) {
+        if self.random.one_in(3000) {
             for lines in [
                 "-d -t 10.200.1.1:81 -r 172.16.0.12:81",
                 "-a -t 10.200.1.1:81 -r 172.16.0.12:81 -g",
             ] {
-                short.ipvsadm(lines);
-                long.ipvsadm(lines);
+                directors.iter_mut().for_each(|director| director.ipvsadm(lines));
             }
         }
-        let client = random.below(CLIENTS);
-        let reply = translated[client].as_ref().filter(|_| random.one_in(3)).cloned();
-        let (interface, mut bytes) = match reply {
-            Some(seen) => (SERVER_SIDE, answer(&mut random, &seen)),
-            None => (CLIENT_SIDE, ask(&mut random, client)),
-        };
-        let offload = disturb(&mut random, &mut bytes);
-        let [a, b] = [&mut short, &mut long].map(|director| director.inject(interface, &bytes, offload));
-        let same = (&a.sent, a.handed_back) == (&b.sent, b.handed_back);
-        assert!(
-            same,
-            "step {step}, {} bytes from {interface:?}: {:02x?}\nleft {:?}\nand {:?}",
-            bytes.len(),
-            &bytes[..54.min(bytes.len())],
-            short.counts(),
-            long.counts()
-        );
-        let sent = a.sent.len() == 1;
-        datagrams += (is_udp(&bytes) && sent) as usize;
-        plain += (!is_udp(&bytes) && flags_of(&bytes) == TcpFlags::ACK && sent) as usize;
-        if interface == CLIENT_SIDE && destination_port(&bytes) == 80 {
-            let forwarded = a.sent.into_iter().find(|(interface, _)| *interface == SERVER_SIDE);
-            translated[client] = forwarded.map(|(_, bytes)| bytes).or(translated[client].take());
-        }
-        if step % 64 == 0 {
-            short.sweep();
-            long.sweep();
-        }
-        let later = random.below(400) as u64 * 1_000_000;
-        short.now_ns += later;
-        long.now_ns += later;
     }
-    assert_eq!(short.counts(), long.counts());
-    assert_eq!(short.destinations(), long.destinations());
-    assert_eq!(short.connections(), long.connections());
-    assert!(plain > STEPS / 6, "{plain} plain acknowledgements were forwarded");
-    assert!(datagrams > STEPS / 6, "{datagrams} datagrams were forwarded");
-    assert!(short.connections().len() > CLIENTS);
+
+    /// Where the next frames come from.
+    fn side(&mut self) -> InterfaceId {
+        self.random.of(&[CLIENT_SIDE, CLIENT_SIDE, SERVER_SIDE])
+    }
+
+    /// A frame from there; `None`: there is nothing to answer.
+    fn shot(&mut self, side: InterfaceId) -> Option<Shot> {
+        let client = self.random.below(CLIENTS);
+        let mut bytes = if side == CLIENT_SIDE {
+            ask(&mut self.random, client)
+        } else {
+            answer(&mut self.random, self.translated[client].as_ref()?)
+        };
+        let offload = disturb(&mut self.random, &mut bytes);
+        Some(Shot { client, bytes, offload })
+    }
+
+    /// What became of a frame.
+    fn note(&mut self, client: usize, bytes: &[u8], outcome: Outcome) {
+        if destination_port(bytes) == 80 {
+            let mut sent = outcome.sent.into_iter();
+            let forwarded = sent.find(|(interface, _)| *interface == SERVER_SIDE);
+            let kept = self.translated[client].take();
+            self.translated[client] = forwarded.map(|(_, bytes)| bytes).or(kept);
+        }
+    }
+
+    fn wait(&mut self, directors: &mut [MemoryDirector; 2]) {
+        let later = self.random.below(400) as u64 * 1_000_000;
+        directors.iter_mut().for_each(|director| director.now_ns += later);
+    }
 }
 
 /// A client's packet to one of the services.

@@ -7,6 +7,7 @@ use super::entry::{EntryRef, Hit};
 use super::index::{Bucket, Guess, Hash, Index};
 use super::layout::{ADDRESSES, CONTROL, Control, Direction, PORTS};
 use super::table::ConnectionTable;
+use super::time::Tick;
 use crate::packet::steady::{Steady, Transport};
 use crate::prefetch;
 
@@ -68,6 +69,24 @@ impl<'t> Reader<'t> {
             seen,
         })
     }
+
+    /// The connection that [`confirm_steady`](Reader::confirm_steady) found in the same batch lives on until then, unless its
+    /// deadline is hardly earlier, or it is in another state by now, which has its own.
+    #[inline]
+    pub fn renew_steady<T: Transport>(&self, guess: Guess, until: Tick) {
+        let Some(slot) = self.slots.get(guess.slot() as usize) else {
+            return;
+        };
+        let entry = EntryRef {
+            table: self.table,
+            slot,
+        };
+        let hit = Hit::of(entry, guess.direction());
+        if hit.seen.is_steady_v4(T::PROTOCOL) && hit.is_due(until) {
+            // Whoever else changed it knew as well as we do how long it lives.
+            let _theirs = self.table.replace(&entry, hit.seen, hit.seen.with_deadline(until));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -96,8 +115,7 @@ mod tests {
                         if control.is_steady_v4(T::PROTOCOL) {
                             steady.push(state);
                             assert_eq!((kind, protocol, family), (Kind::Connection, T::PROTOCOL, Family::V4));
-                            let plain = |flags: &TcpFlags| flags.is_plain() || *flags == T::PLAIN;
-                            for flags in (0..=255).map(TcpFlags).filter(plain) {
+                            for flags in (0..=255).map(TcpFlags).filter(|flags| flags.is_plain()) {
                                 for direction in [Direction::Forward, Direction::Reply] {
                                     assert_eq!(state.next(protocol, control.method(), direction, flags), state);
                                 }

@@ -296,24 +296,30 @@ impl ConnectionTable {
         seen: Control,
         next: impl Fn(State) -> (State, Tick),
     ) -> Option<StateChange> {
-        let word = &entry.slot.words[CONTROL];
         let mut seen = seen;
         loop {
             seen.kind()?;
-            let (to, deadline) = next(seen.state());
-            let new = seen.with_state(to).with_deadline(deadline).touched();
-            match word.compare_exchange(seen.0, new.0, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => {
-                    if deadline < seen.deadline() {
-                        self.chunk_of(entry.number()).expires_at(deadline);
-                    }
-                    let from = seen.state();
+            let (from, (to, deadline)) = (seen.state(), next(seen.state()));
+            match self.replace(entry, seen, seen.with_state(to).with_deadline(deadline)) {
+                Ok(()) => {
                     self.chunk_of(entry.number()).count_giving_way(from, to);
                     return (from != to).then_some(StateChange { from, to });
                 }
-                Err(now) => seen = Control(now),
+                Err(now) => seen = now,
             }
         }
+    }
+
+    /// Writes the control word of an entry that has this one. `Err`: the one that it has.
+    #[inline]
+    pub(super) fn replace(&self, entry: &EntryRef<'_>, seen: Control, new: Control) -> Result<(), Control> {
+        let word = &entry.slot.words[CONTROL];
+        word.compare_exchange(seen.0, new.touched().0, Ordering::AcqRel, Ordering::Relaxed)
+            .map_err(Control)?;
+        if new.deadline() < seen.deadline() {
+            self.chunk_of(entry.number()).expires_at(new.deadline());
+        }
+        Ok(())
     }
 
     #[inline]

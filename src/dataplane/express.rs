@@ -4,9 +4,10 @@
 //! test compares the two. All checks come before anything is written: a packet that fails one takes the long way from its
 //! start.
 
-use super::driver::Driver;
+use super::driver::{BATCH_MAX, Driver};
+use super::pipeline::{Finding, Looked};
 use super::round::Round;
-use crate::conn::{Direction, EntryRef, Guess, Hit};
+use crate::conn::{Direction, EntryRef, Guess, Hit, Tick};
 use crate::forward::tunnel;
 use crate::packet::rewrite::{Endpoint, Link, Side};
 use crate::packet::steady::{self, Headers, Steady, Tcp, Transport, Udp};
@@ -14,9 +15,12 @@ use crate::packet::{ETHERNET_HEADER_LEN, Frame, Parsed, Protocol};
 use crate::service::Method;
 use crate::table::{Counters, Destination, DestinationId, HopId, InterfaceId};
 
+// A bit of `renewals` for each.
+const _: () = assert!(BATCH_MAX <= u64::BITS as usize);
+
 impl<D: Driver> Round<'_, D> {
-    /// `Some`: the frame is rewritten and counted as traffic, and leaves there. `None`: nothing has happened to it, but that
-    /// its Ethernet padding may be off.
+    /// `Some`: the frame, which has this place in its batch, is rewritten and counted as traffic, and leaves there. `None`:
+    /// nothing has happened to it, but that its Ethernet padding may be off.
     #[inline(always)]
     pub(super) fn express<T: Transport>(
         &mut self,
@@ -24,12 +28,41 @@ impl<D: Driver> Round<'_, D> {
         interface: InterfaceId,
         guess: Guess,
         packet: &Steady<T>,
+        place: usize,
     ) -> Option<InterfaceId> {
         let hit = self.reader.confirm_steady(guess, packet)?;
         let destination = self.table.destination(DestinationId(hit.entry.destination_id()))?;
-        match hit.direction {
+        let exit = match hit.direction {
             Direction::Forward => self.express_inbound(frame, interface, packet, hit, destination),
             Direction::Reply => self.express_outbound(frame, packet, hit, destination),
+        }?;
+        self.renewals |= (hit.is_due(self.until::<T>()) as u64) << place;
+        Some(exit)
+    }
+
+    /// The deadline of a connection whose steady packet comes now.
+    #[inline(always)]
+    fn until<T: Transport>(&self) -> Tick {
+        match T::PROTOCOL {
+            Protocol::UDP => self.datagrams_until,
+            _ => self.established_until,
+        }
+    }
+
+    /// Writes the deadlines that are due.
+    ///
+    /// At the end of a batch: whether one is due cannot be foretold where connections have a packet about as often as deadlines are
+    /// written, and a jump there took 8 to 14 ns of a packet at 10 M connections.
+    #[inline(always)]
+    pub(super) fn renew(&mut self, looked: &[Looked]) {
+        while let Some(looked) = looked.get(self.renewals.trailing_zeros() as usize) {
+            self.renewals &= self.renewals - 1;
+            match looked.finding {
+                Finding::SteadyTcp(_) => self.reader.renew_steady::<Tcp>(looked.guess, self.until::<Tcp>()),
+                Finding::SteadyUdp(_) => self.reader.renew_steady::<Udp>(looked.guess, self.until::<Udp>()),
+                // Not steady.
+                Finding::Other(_) => {}
+            }
         }
     }
 
@@ -46,14 +79,14 @@ impl<D: Driver> Round<'_, D> {
         match hit.method() {
             Method::Route => {
                 let mut headers = admit(frame, packet.ip_len, way.len_max)?;
-                self.count_steady(packet, hit, destination);
+                self.counters_of(destination).count_in(packet.ip_len as u64);
                 headers.decrement_ttl();
                 headers.set_link(&way.link);
             }
             Method::Masq => {
                 let mut headers = admit(frame, packet.ip_len, way.len_max)?;
                 self.note_link(hit.entry, interface, headers.ethernet());
-                self.count_steady(packet, hit, destination);
+                self.counters_of(destination).count_in(packet.ip_len as u64);
                 let to = Endpoint::v4(hit.entry.destination_v4(), hit.entry.destination_port());
                 headers.translate::<T>(Side::Destination, to);
                 headers.set_link(&way.link);
@@ -61,7 +94,7 @@ impl<D: Driver> Round<'_, D> {
             Method::Tunnel => {
                 let mut wrap = tunnel::SteadyWrap::open(frame, packet, way.tunnel_len_max)?;
                 self.note_link(hit.entry, interface, wrap.ethernet());
-                self.count_steady(packet, hit, destination);
+                self.counters_of(destination).count_in(packet.ip_len as u64);
                 wrap.close(packet, way, self.table.sysctls.pmtu_disc != 0, self.ids);
             }
         }
@@ -78,33 +111,11 @@ impl<D: Driver> Round<'_, D> {
     ) -> Option<InterfaceId> {
         let hop = self.client_hop(&hit.entry)?;
         let mut headers = admit(frame, packet.ip_len, hop.mtu as u32)?;
-        self.keep::<T>(hit, destination);
         self.counters_of(destination).count_out(packet.ip_len as u64);
         let from = Endpoint::v4(hit.entry.virtual_v4(), hit.entry.virtual_port());
         headers.translate::<T>(Side::Source, from);
         headers.set_link(&Link::new(hop.source, hop.destination));
         Some(hop.interface)
-    }
-
-    /// A client's packet is sent on.
-    #[inline(always)]
-    fn count_steady<T: Transport>(&self, packet: &Steady<T>, hit: Hit<'_>, destination: &Destination) {
-        self.keep::<T>(hit, destination);
-        self.counters_of(destination).count_in(packet.ip_len as u64);
-    }
-
-    /// The connection lives on.
-    #[inline(always)]
-    fn keep<T: Transport>(&self, hit: Hit<'_>, destination: &Destination) {
-        let until = match T::PROTOCOL {
-            Protocol::UDP => self.datagrams_until,
-            _ => self.established_until,
-        };
-        if hit.is_due(until)
-            && let Some(change) = hit.touch(T::PLAIN, self.now, self.timeouts)
-        {
-            change.count_on(&destination.load, self.worker);
-        }
     }
 
     /// Ours of the counters of a destination.

@@ -190,6 +190,7 @@ impl Pipeline {
             errors: &mut self.errors,
             dropper: &mut self.dropper,
             waiting: &mut self.waiting,
+            renewals: 0,
             ahead: Batch::new(self.worker.0),
             driver,
         };
@@ -205,8 +206,9 @@ impl Pipeline {
             {
                 group.iter().for_each(|looked| entries.prefetch(looked.guess));
             }
-            round.one(received, now, &mut self.fragments);
+            round.one(received, now, n, &mut self.fragments);
         }
+        round.renew(looked);
         round.link_waiting();
         // Here schedulers get back what was taken ahead.
         drop(round);

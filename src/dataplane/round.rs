@@ -55,20 +55,22 @@ pub(super) struct Round<'a, D: Driver> {
     pub errors: &'a mut ErrorBudget,
     pub dropper: &'a mut PacketDropper,
     pub waiting: &'a mut Waiting,
+    /// Bit n: frame n of the batch was steady, and the deadline of its connection is to be written again.
+    pub renewals: u64,
     /// What schedulers take ahead for it.
     pub ahead: Batch<'a>,
     pub driver: &'a mut D,
 }
 
 impl<D: Driver> Round<'_, D> {
-    /// Decides about a frame and carries it out.
+    /// Decides about the frame at this place of the batch and carries it out.
     #[inline(always)]
-    pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, fragments: &mut Reassembly) {
+    pub fn one(&mut self, received: Received<D::Frame>, looked: &Looked, place: usize, fragments: &mut Reassembly) {
         let Received { mut frame, interface } = received;
         let Finding::SteadyTcp(packet) = &looked.finding else {
-            return self.one_other(frame, interface, looked, fragments);
+            return self.one_other(frame, interface, looked, place, fragments);
         };
-        match self.express(&mut frame, interface, looked.guess, packet) {
+        match self.express(&mut frame, interface, looked.guess, packet, place) {
             Some(exit) => self.transmit(frame, exit),
             None => self.long_way(frame, interface, looked, fragments),
         }
@@ -76,9 +78,16 @@ impl<D: Driver> Round<'_, D> {
 
     /// The same of all but TCP. Not inlined: the way of that is the shorter without it.
     #[inline(never)]
-    fn one_other(&mut self, mut frame: D::Frame, interface: InterfaceId, looked: &Looked, fragments: &mut Reassembly) {
+    fn one_other(
+        &mut self,
+        mut frame: D::Frame,
+        interface: InterfaceId,
+        looked: &Looked,
+        place: usize,
+        fragments: &mut Reassembly,
+    ) {
         if let Finding::SteadyUdp(packet) = &looked.finding
-            && let Some(exit) = self.express(&mut frame, interface, looked.guess, packet)
+            && let Some(exit) = self.express(&mut frame, interface, looked.guess, packet, place)
         {
             return self.transmit(frame, exit);
         }

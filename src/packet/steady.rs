@@ -36,8 +36,6 @@ pub trait Transport: Copy {
     const PROTOCOL: Protocol;
     /// Where its checksum is in the frame.
     const CHECKSUM: usize;
-    /// The flags of a packet that leaves the state of its connection as it is.
-    const PLAIN: TcpFlags;
 
     /// Its header is whole and like most, in an IP packet of that length.
     fn is_header_good(headers: &[u8; HEADERS_LEN], ip_len: u32) -> bool;
@@ -59,7 +57,6 @@ pub struct Tcp;
 impl Transport for Tcp {
     const PROTOCOL: Protocol = Protocol::TCP;
     const CHECKSUM: usize = L4 + 16;
-    const PLAIN: TcpFlags = TcpFlags(TcpFlags::ACK);
 
     #[inline(always)]
     fn is_header_good(headers: &[u8; HEADERS_LEN], ip_len: u32) -> bool {
@@ -92,7 +89,6 @@ pub struct Udp;
 impl Transport for Udp {
     const PROTOCOL: Protocol = Protocol::UDP;
     const CHECKSUM: usize = L4 + 6;
-    const PLAIN: TcpFlags = TcpFlags(0);
 
     #[inline(always)]
     fn is_header_good(headers: &[u8; HEADERS_LEN], ip_len: u32) -> bool {
@@ -103,7 +99,7 @@ impl Transport for Udp {
 
     #[inline(always)]
     fn flags(_: &[u8; HEADERS_LEN]) -> TcpFlags {
-        Udp::PLAIN
+        TcpFlags(0)
     }
 
     #[inline(always)]

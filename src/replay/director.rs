@@ -22,13 +22,13 @@ use crate::packet::{Frame, Offload};
 use crate::service::ServiceKey;
 use crate::table::{Hops, InterfaceId, Supplies, Table};
 
-/// Buffers of the driver: what one frame can become, cut into segments or fragments.
+/// Buffers of the driver: what one frame, cut into segments or fragments, or a batch of common ones can become.
 const BUFFERS: usize = 256;
 /// The clock at the start.
 const START_NS: u64 = 1_000_000_000_000;
 
-/// What one frame led to.
-#[derive(Debug, Default)]
+/// What frames led to.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Frames that left, with their interface, in order for each.
     pub sent: Vec<(InterfaceId, Vec<u8>)>,
@@ -126,19 +126,26 @@ impl MemoryDirector {
         }
     }
 
-    /// One frame in. Its accounting must come out even.
+    /// One frame in: as [`inject_batch`](MemoryDirector::inject_batch).
+    pub fn inject(&mut self, interface: InterfaceId, bytes: &[u8], offload: Offload) -> Outcome {
+        self.inject_batch(interface, &[(bytes, offload)])
+    }
+
+    /// Frames in, as one batch. Their accounting must come out even.
     ///
     /// # Panics
     ///
-    /// When the frame is longer than the director takes, or gets lost in it.
-    pub fn inject(&mut self, interface: InterfaceId, bytes: &[u8], offload: Offload) -> Outcome {
-        assert!(
-            self.driver.push(interface, bytes, offload),
-            "no buffer for {} bytes",
-            bytes.len()
-        );
+    /// When a frame is longer than the director takes, or gets lost in it, and when the frames are more than a batch holds.
+    pub fn inject_batch(&mut self, interface: InterfaceId, frames: &[(&[u8], Offload)]) -> Outcome {
+        for (bytes, offload) in frames {
+            assert!(
+                self.driver.push(interface, bytes, *offload),
+                "no buffer for {} bytes",
+                bytes.len()
+            );
+        }
         let mut batch = Vec::with_capacity(BATCH_MAX);
-        assert_eq!(self.driver.receive(&mut batch), 1);
+        assert_eq!(self.driver.receive(&mut batch), frames.len());
         (self.around)(&mut || {
             self.pipeline
                 .process(&mut self.driver, &mut batch, &self.table, self.now_ns);

@@ -2,6 +2,7 @@
 
 use super::basic::*;
 use crate::conn::*;
+use crate::packet::steady::{Tcp, Udp};
 use crate::packet::{FlowKey, Protocol, TcpFlags};
 use crate::service::Method;
 
@@ -107,6 +108,39 @@ fn every_packet_re_arms_in_steps_of_half_a_second() {
     entry.touch(Direction::Forward, ACK, start.after(9), &shorter);
     assert_eq!(entry.deadline(), start.after(9 + 30 * 16));
     assert_eq!(expired(&table, start.after(9 + 30 * 16)), [1025]);
+}
+
+/// Goal: a steady packet's deadline is written at the end of its batch if it moves by half a second, once, and never over that of a
+/// later packet that changed the state.
+#[test]
+fn steady_packets_re_arm_at_the_end_of_their_batch() {
+    let table = ConnectionTable::anonymous(100, 1).unwrap();
+    let timeouts = TimeoutTable::default();
+    let flow = flow(false, 1);
+    let entry = insert(&table, &new(flow, server(false, 1), Method::Masq), Tick(0));
+    entry.touch(Direction::Forward, ACK, Tick(0), &timeouts);
+    let reader = table.reader();
+    let guess = reader.guess(table.hash(&flow));
+    let begun = (entry.deadline(), entry.control().touches());
+    let renewed = |until| {
+        reader.renew_steady::<Tcp>(guess, until);
+        (entry.deadline(), entry.control().touches())
+    };
+    assert_eq!(renewed(begun.0.after(7)), begun, "hardly later");
+    let later = begun.0.after(8);
+    reader.renew_steady::<Udp>(guess, later);
+    assert_eq!(entry.deadline(), begun.0, "of another protocol");
+    assert_eq!(renewed(later), (later, begun.1 + 1));
+    assert_eq!(renewed(later), (later, begun.1 + 1), "two packets in a batch");
+    // `--set` said less since.
+    assert_eq!(renewed(Tick(50)), (Tick(50), begun.1 + 2));
+    entry.touch(Direction::Forward, FIN, Tick(0), &timeouts);
+    let closing = (entry.deadline(), entry.control().touches());
+    assert_eq!(renewed(later.after(100)), closing, "a FIN came after it");
+    table.remove(entry);
+    let retired = entry.control();
+    reader.renew_steady::<Tcp>(guess, later);
+    assert_eq!(entry.control(), retired);
 }
 
 #[test]
