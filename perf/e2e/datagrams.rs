@@ -11,29 +11,33 @@ use crate::rig::{Peer, Rig, Wanted, wrong};
 use crate::rows::Setup;
 use crate::sink::Sink;
 
-const FEW: u32 = 64;
+pub const FEW: u32 = 64;
 /// conntrack holds 262,144 connections, and that cannot be changed in a namespace.
 const NFT_MANY: u32 = 200_000;
-const MILLION: u32 = 1 << 20;
+pub const MILLION: u32 = 1 << 20;
 const BARE: Peer = Peer::Bare("xdp");
 const UVS: Peer = Peer::Uvs("xdp");
 
 /// A rig with a source before and a sink behind it.
-struct Lane {
+pub struct Lane {
     name: String,
-    sink: Sink,
+    pub sink: Sink,
     generator: Generator,
-    rig: Rig,
+    pub rig: Rig,
+}
+
+/// What a rig for so many flows is.
+pub fn wanted(setup: &Setup, flows: u32) -> Wanted<'_> {
+    Wanted {
+        live_frames: true,
+        connections: flows.max(100_000) + flows / 8,
+        ..Wanted::new(&setup.uvs)
+    }
 }
 
 impl Lane {
-    fn build(setup: &Setup, row: &str, peer: Peer, flows: u32, order: Order) -> Result<Lane, Error> {
-        let wanted = Wanted {
-            live_frames: true,
-            connections: flows.max(100_000) + flows / 8,
-            ..Wanted::new(&setup.uvs)
-        };
-        let mut rig = Rig::build(&format!("{row}-{flows}"), peer, &wanted)?;
+    pub fn build(setup: &Setup, row: &str, peer: Peer, flows: u32, order: Order) -> Result<Lane, Error> {
+        let mut rig = Rig::build(&format!("{row}-{flows}"), peer, &wanted(setup, flows))?;
         let traffic = Traffic {
             flows,
             order,
@@ -48,7 +52,7 @@ impl Lane {
     }
 
     /// Sends a frame of each flow until all have come through.
-    fn establish(&mut self, flows: u32) -> Result<(), Error> {
+    pub fn establish(&mut self, flows: u32) -> Result<(), Error> {
         let traffic = Traffic {
             flows,
             order: Order::InTurn,
@@ -229,7 +233,7 @@ pub fn flows(setup: &Setup) -> Result<Row, Error> {
     Ok(row)
 }
 
-fn at(peer: Peer, flows: u32) -> String {
+pub fn at(peer: Peer, flows: u32) -> String {
     format!("{}, {flows} flows", peer.name())
 }
 

@@ -15,6 +15,7 @@ mod report;
 mod rig;
 mod rows;
 mod sink;
+mod takeover;
 mod tcp;
 
 use std::fs;

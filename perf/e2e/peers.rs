@@ -93,17 +93,31 @@ impl Rig {
         Ok(())
     }
 
-    fn start_uvs(&mut self, driver: &str, wanted: &Wanted<'_>) -> Result<(), Error> {
+    /// A director by uvs, with more arguments of `uvs run`.
+    fn run_uvs(&self, driver: &str, wanted: &Wanted<'_>, more: &[&str]) -> Result<Director, Error> {
         let connections = wanted.connections.to_string();
+        let arguments = ["--driver", driver, "--workers", "1", "--connections", &connections];
         let options = DirectorOptions {
             program: wanted.uvs,
             interfaces: &["clients", "servers"],
             directory: self.cluster.directory(),
-            arguments: &["--driver", driver, "--workers", "1", "--connections", &connections],
+            arguments: &[&arguments, more].concat(),
         };
         // uvs pins its worker to the first CPU that it may use, and a child may use what its parent may.
-        let director = &self.director;
-        let uvs = cpu::on(THEIRS, || Director::start(director, &options))?;
+        cpu::on(THEIRS, || Director::start(&self.director, &options))
+    }
+
+    /// Another uvs takes over from the one that runs.
+    pub fn take_over(&mut self, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let (Peer::Uvs(driver) | Peer::UvsDr(driver)) = self.peer else {
+            return Err(wrong(format!("{} is not uvs", self.peer.name())));
+        };
+        self.uvs = Some(self.run_uvs(driver, wanted, &["--takeover"])?);
+        Ok(())
+    }
+
+    fn start_uvs(&mut self, driver: &str, wanted: &Wanted<'_>) -> Result<(), Error> {
+        let uvs = self.run_uvs(driver, wanted, &[])?;
         let method = if matches!(self.peer, Peer::UvsDr(_)) {
             "-g"
         } else {

@@ -202,7 +202,7 @@ impl Rig {
         }
         let xdp = matches!(
             peer,
-            Peer::Base | Peer::Bare(_) | Peer::Least | Peer::Uvs(_) | Peer::UvsDr(_)
+            Peer::Base | Peer::Bare("xdp") | Peer::Least | Peer::Uvs("xdp") | Peer::UvsDr("xdp")
         );
         if wanted.live_frames && !xdp {
             let gro = || ethtool::set_offload("clients", Offload::Gro, true);

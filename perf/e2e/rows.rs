@@ -8,7 +8,7 @@ use uvs::demo::cluster::Error;
 
 use crate::report::{Row, Series};
 use crate::rig::Peer;
-use crate::{cluster, control, datagrams, latency, tcp};
+use crate::{cluster, control, datagrams, latency, takeover, tcp};
 
 /// How it is measured.
 pub struct Setup {
@@ -85,6 +85,7 @@ pub const ROWS: &[(&str, &str, Measure)] = &[
         datagrams::overload,
     ),
     ("idle", "CPU of an idle director", control::idle),
+    ("takeover", "frames lost when a new uvs takes over", takeover::takeover),
     (
         "rules",
         "1,000 services x 10 servers, and one weight among them",

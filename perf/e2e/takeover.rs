@@ -1,0 +1,99 @@
+//! What a new process that takes over costs the services: how many frames of a steady stream are lost.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use uvs::demo::cluster::Error;
+
+use crate::datagrams::{FEW, Lane, MILLION, at, wanted};
+use crate::generator::Order;
+use crate::report::{Row, Series};
+use crate::rig::{DATAGRAMS, Peer, Rig, VIP, wrong};
+use crate::rows::Setup;
+
+/// Frames flow this long before and after.
+const AROUND: Duration = Duration::from_millis(200);
+/// Frames a millisecond.
+const A_MS: u64 = 10;
+
+/// `takeover`: with few connections, and with a million.
+pub fn takeover(setup: &Setup) -> Result<Row, Error> {
+    let mut row = Row::new("takeover", "Frames lost when a new uvs takes over", "ms of traffic");
+    for driver in ["xdp", "raw"] {
+        for flows in [FEW, MILLION] {
+            let peer = Peer::Uvs(driver);
+            let mut lane = Lane::build(setup, "takeover", peer, flows, Order::Random)?;
+            lane.establish(flows)?;
+            let mut values = Vec::new();
+            for _ in 0..setup.runs {
+                setup.go_on()?;
+                values.push(lost(setup, &mut lane, flows)?);
+            }
+            row.series.push(Series {
+                peer: at(peer, flows),
+                values,
+                missing: None,
+            });
+        }
+    }
+    row.notes.push(format!(
+        "{A_MS} frames each millisecond; `uvs run --takeover` with the same options. Old and new process share a CPU."
+    ));
+    Ok(row)
+}
+
+/// Milliseconds of the stream.
+fn lost(setup: &Setup, lane: &mut Lane, flows: u32) -> Result<f64, Error> {
+    let before = lane.sink.count()?;
+    let stream = Stream::start(&lane.rig)?;
+    thread::sleep(AROUND);
+    lane.rig.take_over(&wanted(setup, flows))?;
+    thread::sleep(AROUND);
+    let sent = stream.stop()?;
+    thread::sleep(AROUND);
+    let arrived = lane.sink.count()? - before;
+    // Before and after it all of them do, if it works at all.
+    if u128::from(arrived) < AROUND.as_millis() * u128::from(A_MS) {
+        return Err(wrong(format!("{arrived} of {sent} frames arrived")));
+    }
+    Ok(sent.saturating_sub(arrived) as f64 / A_MS as f64)
+}
+
+/// A client's datagrams. A socket sends them: the generator does not leave the kernel, which keeps what a director's end waits for.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<u64>>,
+}
+
+impl Stream {
+    fn start(rig: &Rig) -> Result<Stream, Error> {
+        let socket = rig.client.namespace().run(|| UdpSocket::bind("0.0.0.0:0"))?;
+        let socket = socket.map_err(Error::io("open a client's socket"))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let start = Instant::now();
+            let mut sent = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let due = start + Duration::from_millis(sent / A_MS);
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                for _ in 0..A_MS {
+                    socket.send_to(&[0; 18], (VIP, DATAGRAMS))?;
+                }
+                sent += A_MS;
+            }
+            Ok(sent)
+        });
+        Ok(Stream { stop, thread })
+    }
+
+    /// Returns how many were sent.
+    fn stop(self) -> Result<u64, Error> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.thread.join().map_err(|_| wrong("the stream's thread panicked"))?;
+        sent.map_err(Error::io("send to the VIP"))
+    }
+}
