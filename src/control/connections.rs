@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use arrayvec::ArrayVec;
+
 use super::registry::{Registry, Routes};
 use crate::conn::{
     Connection, ConnectionTable, Entries, EntriesError, INVALID_TEMPLATE_PORT, Kind, Recovered, Recovery, Tick,
@@ -258,7 +260,7 @@ fn slot(connection: &Connection, registry: &mut Registry, routes: &mut dyn Route
 }
 
 /// The services that an entry can belong to, the likeliest first.
-fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
+fn services_of(connection: &Connection) -> Option<ArrayVec<ServiceKey, 3>> {
     let (address, port) = connection.virtual_address;
     let invalid = [port, connection.destination.1] == [INVALID_TEMPLATE_PORT; 2];
     if connection.kind == Kind::Template && invalid {
@@ -266,10 +268,11 @@ fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
     }
     if connection.fwmark != 0 {
         let ipv6 = Family::of(connection.client.0) == Family::V6;
-        return Some(vec![ServiceKey::FwMark {
+        let mark = ServiceKey::FwMark {
             mark: connection.fwmark,
             ipv6,
-        }]);
+        };
+        return Some(ArrayVec::from_iter([mark]));
     }
     let protocol = match connection.protocol {
         Protocol::TCP => TransportProtocol::Tcp,
@@ -282,7 +285,7 @@ fn services_of(connection: &Connection) -> Option<Vec<ServiceKey>> {
         address,
         port,
     };
-    let mut services = vec![key(port)];
+    let mut services = ArrayVec::from_iter([key(port)]);
     // Of FTP are data connections, which have one port on both sides, and templates without one.
     let may_be_ftp = port == connection.destination.1 && may_be_ftp_data(port) || port == 0;
     services.extend((protocol == TransportProtocol::Tcp && may_be_ftp).then_some(key(FTP_PORT)));
@@ -305,6 +308,11 @@ fn count(connection: &Connection, destination: &Destination) {
 /// connections have data connections between the same addresses. Not of templates of calls, as connections do not know their
 /// Call-ID: such a template ends by its own time.
 pub fn relate(connections: &ConnectionTable, table: &Table) {
+    // Most often nothing: a million connections are not read once more for that.
+    let mut services = table.services.iter();
+    if !services.any(|service| service.persistence.is_some() || service.template_port() == 0) {
+        return;
+    }
     let mut controlled = Vec::new();
     let mut controls = HashMap::new();
     let mut data = Vec::new();
