@@ -235,6 +235,11 @@ fn passive() {
     }
     assert_eq!(s.listed().len(), 3);
     assert_eq!(s.director.load_of(s.server.ip()), [4, 0, 0]);
+    assert_eq!(
+        s.director.controlled(),
+        [3, 3],
+        "data connections by their control connection"
+    );
 }
 
 #[test]
@@ -457,6 +462,7 @@ fn persistent_without_a_helper() {
             let template = all.iter().find(|entry| entry.client.1 == 0).expect("a template");
             assert_eq!((template.virtual_address.1, template.destination.1), (0, 0));
             assert_eq!(template.controlled, 3);
+            assert_eq!(director.controlled(), [3, 3]);
             let passive = all.iter().find(|entry| entry.client.1 == 40_001).expect("it");
             assert_eq!(passive.destination.1, 30_000);
         }
@@ -471,6 +477,8 @@ fn data_connections_keep_their_control_connection() {
     s.server_says("229 x (|||50000|)\r\n");
     let (client, vip, server) = (at(s.client, 41000), at(s.vip, 50000), at(s.server, 50000));
     s.open(client, vip, server);
+    // The control connection by the template, the data connection by that.
+    assert_eq!(s.director.controlled(), [2, 2]);
     for _ in 0..20 {
         s.director.now_ns += 100 * SECOND;
         s.director.sweep();

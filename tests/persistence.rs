@@ -77,6 +77,7 @@ fn a_client_keeps_its_server_for_360_seconds_by_default() {
     assert_eq!(template.virtual_address, (service.ip(), 80));
     assert_eq!(template.destination, (first, 8080));
     assert_eq!(template.controlled, 2);
+    assert_eq!(director.controlled(), [2, 2]);
 }
 
 #[test]

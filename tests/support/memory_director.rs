@@ -8,10 +8,14 @@ use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
 
+use uvs::conn::{Connection, ConnectionTable, Kind, NewConnection, NewTemplate, Tick, WorkerId};
+use uvs::control::connections::relate;
 use uvs::control::protocol::Command;
+use uvs::packet::FlowKey;
 use uvs::replay::director::MemoryDirector as Director;
 pub use uvs::replay::director::Outcome;
 use uvs::replay::network::Network;
+use uvs::service::DestinationKey;
 use uvs::table::InterfaceId;
 
 /// Where clients are.
@@ -69,6 +73,53 @@ impl MemoryDirector {
     /// The same, whose packets all take the long way.
     pub fn long_way_only(self) -> MemoryDirector {
         MemoryDirector(self.0.long_way_only())
+    }
+
+    /// How many connections are controlled by another, a template or one of FTP: now, and by what a restart finds in the file, where
+    /// that is not written.
+    pub fn controlled(&self) -> [usize; 2] {
+        let found = ConnectionTable::anonymous(1024, 1).expect("memory for the table");
+        let (worker, now) = (WorkerId(0), Tick::from_boot_ns(self.now_ns));
+        let (mut flows, none) = (Vec::new(), &mut |_: &Connection| ());
+        for entry in self.connections() {
+            let flow = FlowKey::new(entry.protocol, entry.client, entry.virtual_address);
+            let (address, port) = entry.destination;
+            let destination = DestinationKey { address, port };
+            let is_new = if entry.kind == Kind::Template {
+                let new = NewTemplate {
+                    key: flow.into(),
+                    destination,
+                    destination_id: entry.destination_id,
+                    method: entry.method,
+                    timeout_ticks: 1000,
+                    fwmark: entry.fwmark,
+                };
+                found.insert_template(worker, &new, now, none).is_ok()
+            } else {
+                flows.push(flow);
+                let new = NewConnection {
+                    flow,
+                    destination,
+                    destination_id: entry.destination_id,
+                    method: entry.method,
+                    state: entry.state,
+                    timeout_ticks: 1000,
+                    client_hop: 0,
+                    fwmark: entry.fwmark,
+                    controller: None,
+                    helped: entry.helped,
+                };
+                found.insert(worker, found.hash(&flow), &new, now, none).is_ok()
+            };
+            assert!(is_new, "{entry:?}");
+        }
+        relate(&found, self.table());
+        [self.connection_table(), &found].map(|table| {
+            let entries = flows.iter().map(|flow| table.lookup(table.hash(flow), flow));
+            entries
+                .filter(|hit| hit.expect("it is there").entry.is_controlled())
+                .count()
+        })
     }
 
     /// ActiveConn, InActConn and PersistConn of the destinations at this address.
