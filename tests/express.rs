@@ -6,6 +6,7 @@ mod memory_director;
 
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use memory_director::{CLIENT_SIDE, MemoryDirector, Outcome, SERVER_SIDE};
+use uvs::dataplane::driver::BATCH_MAX;
 use uvs::packet::parse::{Packet, parse};
 use uvs::packet::{ChecksumOffload, Offload, TcpFlags, checksum};
 use uvs::table::InterfaceId;
@@ -25,16 +26,15 @@ fn both_ways_are_one() {
     let mut directors = [MemoryDirector::new(1024), MemoryDirector::new(1024).long_way_only()];
     directors.iter_mut().for_each(|director| director.ipvsadm(RULES));
     let mut traffic = Traffic::new();
-    let (mut plain, mut datagrams) = (0, 0);
     for step in 0..STEPS {
         traffic.disturb_rules(&mut directors);
-        let side = traffic.side();
-        let Some(Shot { client, bytes, offload }) = traffic.shot(side) else {
+        let Some(arrival) = traffic.arrival() else {
             continue;
         };
+        let Arrival { side, bytes, offload, .. } = &arrival;
         let [a, b] = directors
             .each_mut()
-            .map(|director| director.inject(side, &bytes, offload));
+            .map(|director| director.inject(*side, bytes, *offload));
         let same = (&a.sent, a.handed_back) == (&b.sent, b.handed_back);
         assert!(
             same,
@@ -44,42 +44,39 @@ fn both_ways_are_one() {
             directors[0].counts(),
             directors[1].counts()
         );
-        let sent = a.sent.len() == 1;
-        datagrams += (is_udp(&bytes) && sent) as usize;
-        plain += (!is_udp(&bytes) && flags_of(&bytes) == TcpFlags::ACK && sent) as usize;
-        traffic.note(client, &bytes, a);
+        traffic.note(&arrival, a);
         if step % 64 == 0 {
             directors.iter_mut().for_each(|director| director.sweep());
         }
         traffic.wait(&mut directors);
     }
     assert_same(&directors);
-    assert!(plain > STEPS / 6, "{plain} plain acknowledgements were forwarded");
-    assert!(datagrams > STEPS / 6, "{datagrams} datagrams were forwarded");
+    traffic.assert_steady(STEPS);
     assert!(directors[0].connections().len() > CLIENTS);
 }
 
-/// How: one director gets batches of up to eight frames, the other the same frames one by one. Goal: as above, and at each moment the
-/// same connections, with their deadlines.
+/// How: one director gets batches, of one frame to as many as there can be and from both sides, the other the same frames one by one.
+/// Goal: as above, and after each batch the same connections, with their deadlines.
 #[test]
 fn a_batch_is_as_its_frames_one_by_one() {
     let mut directors = [(); 2].map(|()| MemoryDirector::new(1024));
     directors.iter_mut().for_each(|director| director.ipvsadm(RULES));
     let mut traffic = Traffic::new();
-    for step in 0..STEPS / 4 {
+    let mut frames = 0;
+    for step in 0..STEPS / 8 {
         traffic.disturb_rules(&mut directors);
-        let side = traffic.side();
-        let frames = 1 + traffic.random.below(8);
-        let shots: Vec<Shot> = (0..frames).filter_map(|_| traffic.shot(side)).collect();
+        let most = traffic.random.of(&[1, 2, 4, 8, 16, BATCH_MAX]);
+        let arrivals: Vec<Arrival> = (0..most).filter_map(|_| traffic.arrival()).collect();
+        frames += arrivals.len();
         let [whole, single] = &mut directors;
-        let batch: Vec<(&[u8], Offload)> = shots.iter().map(|shot| (&shot.bytes[..], shot.offload)).collect();
-        let at_once = whole.inject_batch(side, &batch);
+        let batch: Vec<_> = arrivals.iter().map(|a| (a.side, &a.bytes[..], a.offload)).collect();
+        let at_once = whole.inject_batch(&batch);
         let mut in_turn = Outcome::default();
-        for Shot { client, bytes, offload } in &shots {
-            let outcome = single.inject(side, bytes, *offload);
+        for arrival in &arrivals {
+            let outcome = single.inject(arrival.side, &arrival.bytes, arrival.offload);
             in_turn.sent.extend(outcome.sent.iter().cloned());
             in_turn.handed_back += outcome.handed_back;
-            traffic.note(*client, bytes, outcome);
+            traffic.note(arrival, outcome);
         }
         in_turn.sent.sort_by_key(|(interface, _)| *interface);
         assert_eq!(at_once, in_turn, "step {step}");
@@ -89,6 +86,7 @@ fn a_batch_is_as_its_frames_one_by_one() {
         }
         traffic.wait(&mut directors);
     }
+    traffic.assert_steady(frames);
     assert!(directors[0].connections().len() > CLIENTS);
 }
 
@@ -103,11 +101,15 @@ struct Traffic {
     random: Random,
     /// What each NAT client's packet became, to be answered.
     translated: Vec<Option<Vec<u8>>>,
+    /// Acknowledgements and datagrams that were forwarded.
+    plain: usize,
+    datagrams: usize,
 }
 
 /// A frame, of a client or in answer to it.
-struct Shot {
+struct Arrival {
     client: usize,
+    side: InterfaceId,
     bytes: Vec<u8>,
     offload: Offload,
 }
@@ -117,6 +119,8 @@ impl Traffic {
         Traffic {
             random: Random(0x1234_5678_9abc_def1),
             translated: vec![None; CLIENTS],
+            plain: 0,
+            datagrams: 0,
         }
     }
 
@@ -145,13 +149,9 @@ impl Traffic {
         }
     }
 
-    /// Where the next frames come from.
-    fn side(&mut self) -> InterfaceId {
-        self.random.of(&[CLIENT_SIDE, CLIENT_SIDE, SERVER_SIDE])
-    }
-
-    /// A frame from there; `None`: there is nothing to answer.
-    fn shot(&mut self, side: InterfaceId) -> Option<Shot> {
+    /// The next frame; `None`: it was to be an answer, and there is nothing to answer.
+    fn arrival(&mut self) -> Option<Arrival> {
+        let side = self.random.of(&[CLIENT_SIDE, CLIENT_SIDE, SERVER_SIDE]);
         let client = self.random.below(CLIENTS);
         let mut bytes = if side == CLIENT_SIDE {
             ask(&mut self.random, client)
@@ -159,17 +159,33 @@ impl Traffic {
             answer(&mut self.random, self.translated[client].as_ref()?)
         };
         let offload = disturb(&mut self.random, &mut bytes);
-        Some(Shot { client, bytes, offload })
+        Some(Arrival {
+            client,
+            side,
+            bytes,
+            offload,
+        })
     }
 
-    /// What became of a frame.
-    fn note(&mut self, client: usize, bytes: &[u8], outcome: Outcome) {
+    /// What became of it.
+    fn note(&mut self, arrival: &Arrival, outcome: Outcome) {
+        let Arrival { client, bytes, .. } = arrival;
+        let sent = outcome.sent.len() == 1;
+        self.datagrams += (is_udp(bytes) && sent) as usize;
+        self.plain += (!is_udp(bytes) && flags_of(bytes) == TcpFlags::ACK && sent) as usize;
         if destination_port(bytes) == 80 {
             let mut sent = outcome.sent.into_iter();
             let forwarded = sent.find(|(interface, _)| *interface == SERVER_SIDE);
-            let kept = self.translated[client].take();
-            self.translated[client] = forwarded.map(|(_, bytes)| bytes).or(kept);
+            let kept = self.translated[*client].take();
+            self.translated[*client] = forwarded.map(|(_, bytes)| bytes).or(kept);
         }
+    }
+
+    /// Of so many frames, enough took the short way.
+    fn assert_steady(&self, frames: usize) {
+        let Traffic { plain, datagrams, .. } = self;
+        assert!(*plain > frames / 6, "{plain} plain acknowledgements were forwarded");
+        assert!(*datagrams > frames / 6, "{datagrams} datagrams were forwarded");
     }
 
     fn wait(&mut self, directors: &mut [MemoryDirector; 2]) {

@@ -11,9 +11,11 @@ use crate::rig::{Peer, Rig, Wanted, wrong};
 use crate::rows::Setup;
 use crate::sink::Sink;
 
+/// Flows of which all is in the caches.
 pub const FEW: u32 = 64;
 /// conntrack holds 262,144 connections, and that cannot be changed in a namespace.
 const NFT_MANY: u32 = 200_000;
+/// The most that the generator has.
 pub const MILLION: u32 = 1 << 20;
 const BARE: Peer = Peer::Bare("xdp");
 const UVS: Peer = Peer::Uvs("xdp");
@@ -21,12 +23,14 @@ const UVS: Peer = Peer::Uvs("xdp");
 /// A rig with a source before and a sink behind it.
 pub struct Lane {
     name: String,
+    /// Where what comes through ends.
     pub sink: Sink,
     generator: Generator,
+    /// What stands between.
     pub rig: Rig,
 }
 
-/// What a rig for so many flows is.
+/// A rig for so many flows, and a director that takes over in it.
 pub fn wanted(setup: &Setup, flows: u32) -> Wanted<'_> {
     Wanted {
         live_frames: true,
@@ -36,6 +40,7 @@ pub fn wanted(setup: &Setup, flows: u32) -> Wanted<'_> {
 }
 
 impl Lane {
+    /// For a row, with a peer.
     pub fn build(setup: &Setup, row: &str, peer: Peer, flows: u32, order: Order) -> Result<Lane, Error> {
         let mut rig = Rig::build(&format!("{row}-{flows}"), peer, &wanted(setup, flows))?;
         let traffic = Traffic {
@@ -233,6 +238,7 @@ pub fn flows(setup: &Setup) -> Result<Row, Error> {
     Ok(row)
 }
 
+/// A series' name.
 pub fn at(peer: Peer, flows: u32) -> String {
     format!("{}, {flows} flows", peer.name())
 }

@@ -179,7 +179,7 @@ fn summary(rows: &[Row]) {
                 row.name, verdict.what, verdict.goal.must, verdict.goal.unit, verdict.word
             );
         }
-        if row.verdicts.is_empty() {
+        if row.series.is_empty() {
             println!("| {} | | | | **not measured** |", row.name);
         }
     }

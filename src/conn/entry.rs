@@ -14,10 +14,6 @@ use super::{State, StateChange, Tick, TimeoutTable};
 use crate::packet::{Family, FlowKey, Protocol, Signals};
 use crate::service::Method;
 
-/// A deadline is written again when it moves by this many ticks (0.5 s): so two workers that see the two directions of
-/// a connection do not write its cache line at every packet.
-const REFRESH_TICKS: u32 = 8;
-
 /// What a lookup found.
 #[derive(Clone, Copy)]
 pub struct Hit<'t> {
@@ -55,7 +51,7 @@ impl<'t> Hit<'t> {
     /// An entry that stays in its state, and so gets this deadline, is to be written again: see [`EntryRef::touch`].
     #[inline(always)]
     pub fn is_due(&self, deadline: Tick) -> bool {
-        deadline.0.wrapping_sub(self.seen.deadline().0) >= REFRESH_TICKS
+        self.seen.is_due(deadline)
     }
 
     /// As [`EntryRef::touch`].
@@ -320,7 +316,7 @@ impl<'t> EntryRef<'t> {
         let from = control.state();
         let to = timeouts.next(from, control.protocol(), control.method(), direction, signals);
         let deadline = now.after(timeouts.ticks(to));
-        if from == to && deadline.0.wrapping_sub(control.deadline().0) < REFRESH_TICKS {
+        if from == to && !control.is_due(deadline) {
             return None;
         }
         self.table.write_touch(&self, control, |state| {
@@ -334,7 +330,7 @@ impl<'t> EntryRef<'t> {
     pub fn rearm(&self, now: Tick) {
         let deadline = now.after((self.own().load(Ordering::Relaxed) >> 32) as u32);
         let control = self.control();
-        if deadline.0.wrapping_sub(control.deadline().0) >= REFRESH_TICKS {
+        if control.is_due(deadline) {
             // The state stays, so there is no change to report.
             let _none = self.table.write_touch(self, control, |state| (state, deadline));
         }

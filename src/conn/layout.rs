@@ -96,6 +96,10 @@ const HELPED: u64 = 1 << 28;
 const CALL_ID: u64 = 1 << 29;
 const DEADLINE_SHIFT: u32 = 32;
 
+/// A deadline is written again when it moves by this many ticks (0.5 s): so two workers that see the two directions of
+/// a connection do not write its cache line at every packet.
+const REFRESH_TICKS: u32 = 8;
+
 /// The control word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control(pub u64);
@@ -238,6 +242,12 @@ impl Control {
     #[inline]
     pub fn deadline(self) -> Tick {
         Tick((self.0 >> DEADLINE_SHIFT) as u32)
+    }
+
+    /// It is to be written again to have this deadline.
+    #[inline(always)]
+    pub fn is_due(self, deadline: Tick) -> bool {
+        deadline.0.wrapping_sub(self.deadline().0) >= REFRESH_TICKS
     }
 
     #[inline]

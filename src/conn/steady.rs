@@ -74,17 +74,13 @@ impl<'t> Reader<'t> {
     /// deadline is hardly earlier, or it is in another state by now, which has its own.
     #[inline]
     pub fn renew_steady<T: Transport>(&self, guess: Guess, until: Tick) {
-        let Some(slot) = self.slots.get(guess.slot() as usize) else {
+        let Some(entry) = self.table.entry(guess.slot()) else {
             return;
         };
-        let entry = EntryRef {
-            table: self.table,
-            slot,
-        };
-        let hit = Hit::of(entry, guess.direction());
-        if hit.seen.is_steady_v4(T::PROTOCOL) && hit.is_due(until) {
-            // Whoever else changed it knew as well as we do how long it lives.
-            let _theirs = self.table.replace(&entry, hit.seen, hit.seen.with_deadline(until));
+        let seen = entry.control();
+        if seen.is_steady_v4(T::PROTOCOL) && seen.is_due(until) {
+            // Another worker wrote just now: the next packet for which it is due writes again.
+            let _other = self.table.exchange_control(&entry, seen, seen.with_deadline(until));
         }
     }
 }
@@ -92,7 +88,7 @@ impl<'t> Reader<'t> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conn::{Kind, State, Tick};
+    use crate::conn::{Kind, State, TimeoutTable};
     use crate::packet::steady::{Tcp, Udp};
     use crate::packet::{Family, Protocol, TcpFlags};
     use crate::service::Method;
@@ -115,11 +111,7 @@ mod tests {
                         if control.is_steady_v4(T::PROTOCOL) {
                             steady.push(state);
                             assert_eq!((kind, protocol, family), (Kind::Connection, T::PROTOCOL, Family::V4));
-                            for flags in (0..=255).map(TcpFlags).filter(|flags| flags.is_plain()) {
-                                for direction in [Direction::Forward, Direction::Reply] {
-                                    assert_eq!(state.next(protocol, control.method(), direction, flags), state);
-                                }
-                            }
+                            stays(protocol, state);
                         }
                         assert!(!control.retired().is_steady_v4(T::PROTOCOL));
                         assert!(!control.helped().is_steady_v4(T::PROTOCOL));
@@ -128,5 +120,20 @@ mod tests {
             }
         }
         steady
+    }
+
+    /// Whatever the method, the direction and `secure_tcp`.
+    fn stays(protocol: Protocol, state: State) {
+        let is_steady = |flags: &TcpFlags| protocol == Protocol::UDP || flags.is_plain();
+        for flags in (0..=255).map(TcpFlags).filter(is_steady) {
+            for method in [Method::Route, Method::Masq, Method::Tunnel] {
+                for direction in [Direction::Forward, Direction::Reply] {
+                    for secure in [false, true] {
+                        let timeouts = TimeoutTable::default().with_secure_tcp(secure);
+                        assert_eq!(timeouts.next(state, protocol, method, direction, flags), state);
+                    }
+                }
+            }
+        }
     }
 }

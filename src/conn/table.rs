@@ -300,7 +300,7 @@ impl ConnectionTable {
         loop {
             seen.kind()?;
             let (from, (to, deadline)) = (seen.state(), next(seen.state()));
-            match self.replace(entry, seen, seen.with_state(to).with_deadline(deadline)) {
+            match self.exchange_control(entry, seen, seen.with_state(to).with_deadline(deadline)) {
                 Ok(()) => {
                     self.chunk_of(entry.number()).count_giving_way(from, to);
                     return (from != to).then_some(StateChange { from, to });
@@ -310,9 +310,10 @@ impl ConnectionTable {
         }
     }
 
-    /// Writes the control word of an entry that has this one. `Err`: the one that it has.
+    /// Writes the control word, as one touch more, of an entry that has still the one that was seen; its chunk hears of an earlier
+    /// deadline. `Err`: the one that it has.
     #[inline]
-    pub(super) fn replace(&self, entry: &EntryRef<'_>, seen: Control, new: Control) -> Result<(), Control> {
+    pub(super) fn exchange_control(&self, entry: &EntryRef<'_>, seen: Control, new: Control) -> Result<(), Control> {
         let word = &entry.slot.words[CONTROL];
         word.compare_exchange(seen.0, new.touched().0, Ordering::AcqRel, Ordering::Relaxed)
             .map_err(Control)?;

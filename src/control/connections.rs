@@ -309,8 +309,7 @@ fn count(connection: &Connection, destination: &Destination) {
 /// Call-ID: such a template ends by its own time.
 pub fn relate(connections: &ConnectionTable, table: &Table) {
     // Most often nothing: a million connections are not read once more for that.
-    let mut services = table.services.iter();
-    if !services.any(|service| service.persistence.is_some() || service.template_port() == 0) {
+    if !table.services.iter().any(|service| service.may_control()) {
         return;
     }
     let mut controlled = Vec::new();

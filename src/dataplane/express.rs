@@ -51,10 +51,11 @@ impl<D: Driver> Round<'_, D> {
 
     /// Writes the deadlines that are due.
     ///
-    /// At the end of a batch: whether one is due cannot be foretold where connections have a packet about as often as deadlines are
-    /// written, and a jump there took some 12 ns of a packet at 10 M connections.
+    /// Not at each packet: whether one is due cannot be foretold where connections have a packet about as often as deadlines are
+    /// written. Written at once, after a jump, they took some 10 ns more of a packet at 10 M connections.
     #[inline(always)]
     pub(super) fn renew(&mut self, looked: &[Looked]) {
+        // Of no bit it is 64: beyond any batch.
         while let Some(looked) = looked.get(self.renewals.trailing_zeros() as usize) {
             self.renewals &= self.renewals - 1;
             match looked.finding {

@@ -5,7 +5,8 @@
 //! 1. parse every frame and hash its flow, prefetch the buckets of the index;
 //! 2. guess by the buckets which entries they are;
 //! 3. prefetch the entries of later frames, look up, decide and rewrite this one: `express` for most packets, `flow` for all
-//!    of connections known, `begin` for new ones, `related` for ICMP errors about them, `pieces` for fragments.
+//!    of connections known, `begin` for new ones, `related` for ICMP errors about them, `pieces` for fragments;
+//! 4. write what waited for the end: deadlines that are due, and the second keys of new connections.
 //!
 //! Each frame ends as one verdict, carried out and counted in one place: `Round::settle`.
 

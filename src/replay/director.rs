@@ -27,7 +27,7 @@ const BUFFERS: usize = 256;
 /// The clock at the start.
 const START_NS: u64 = 1_000_000_000_000;
 
-/// What frames led to.
+/// What a batch led to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Frames that left, with their interface, in order for each.
@@ -47,7 +47,7 @@ pub struct MemoryDirector {
     connections: Arc<ConnectionTable>,
     /// Time since boot.
     pub now_ns: u64,
-    /// Runs the data plane's work on each frame; for watching what it does besides.
+    /// Runs the data plane's work on each batch; for watching what it does besides.
     pub around: fn(&mut dyn FnMut()),
 }
 
@@ -128,24 +128,24 @@ impl MemoryDirector {
 
     /// One frame in: as [`inject_batch`](MemoryDirector::inject_batch).
     pub fn inject(&mut self, interface: InterfaceId, bytes: &[u8], offload: Offload) -> Outcome {
-        self.inject_batch(interface, &[(bytes, offload)])
+        self.inject_batch(&[(interface, bytes, offload)])
     }
 
-    /// Frames in, as one batch. Their accounting must come out even.
+    /// Frames in, as one batch in this order. Their accounting must come out even.
     ///
     /// # Panics
     ///
     /// When a frame is longer than the director takes, or gets lost in it, and when the frames are more than a batch holds.
-    pub fn inject_batch(&mut self, interface: InterfaceId, frames: &[(&[u8], Offload)]) -> Outcome {
-        for (bytes, offload) in frames {
+    pub fn inject_batch(&mut self, frames: &[(InterfaceId, &[u8], Offload)]) -> Outcome {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        for (interface, bytes, offload) in frames {
             assert!(
-                self.driver.push(interface, bytes, *offload),
+                self.driver.push(*interface, bytes, *offload),
                 "no buffer for {} bytes",
                 bytes.len()
             );
+            assert_eq!(self.driver.receive(&mut batch), 1);
         }
-        let mut batch = Vec::with_capacity(BATCH_MAX);
-        assert_eq!(self.driver.receive(&mut batch), frames.len());
         (self.around)(&mut || {
             self.pipeline
                 .process(&mut self.driver, &mut batch, &self.table, self.now_ns);

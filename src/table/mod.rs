@@ -248,6 +248,11 @@ impl Service {
         Some(key)
     }
 
+    /// Its connections may be controlled, by templates or by one of FTP. (Also of marks, which may be asked for FTP.)
+    pub fn may_control(&self) -> bool {
+        self.persistence.is_some() || self.template_port() == 0
+    }
+
     /// The port in its templates: its own, or 0 when they are for several. Of FTP they are for data connections too.
     pub fn template_port(&self) -> u16 {
         match self.key.port() {

@@ -75,8 +75,8 @@ impl MemoryDirector {
         MemoryDirector(self.0.long_way_only())
     }
 
-    /// How many connections are controlled by another, a template or one of FTP: now, and by what a restart finds in the file, where
-    /// that is not written.
+    /// How many connections are controlled by another, a template or one of FTP: now, and after a restart, which has to find it out
+    /// again.
     pub fn controlled(&self) -> [usize; 2] {
         let found = ConnectionTable::anonymous(1024, 1).expect("memory for the table");
         let (worker, now) = (WorkerId(0), Tick::from_boot_ns(self.now_ns));

@@ -110,10 +110,10 @@ fn every_packet_re_arms_in_steps_of_half_a_second() {
     assert_eq!(expired(&table, start.after(9 + 30 * 16)), [1025]);
 }
 
-/// Goal: a steady packet's deadline is written at the end of its batch if it moves by half a second, once, and never over that of a
-/// later packet that changed the state.
+/// Goal: what is written for a steady packet afterwards is written if it moves the deadline by half a second, once, and never over that
+/// of a later packet that changed the state.
 #[test]
-fn steady_packets_re_arm_at_the_end_of_their_batch() {
+fn a_renewal_writes_once_and_only_what_is_still_steady() {
     let table = ConnectionTable::anonymous(100, 1).unwrap();
     let timeouts = TimeoutTable::default();
     let flow = flow(false, 1);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::basic::*;
 use crate::conn::*;
 use crate::packet::TcpFlags;
+use crate::packet::steady::Tcp;
 use crate::service::Method;
 
 const ACK: TcpFlags = TcpFlags(TcpFlags::ACK);
@@ -207,9 +208,13 @@ fn state_changes_and_ends_are_counted_once() {
                     let server = server(false, 1);
                     let key = if worker == 0 { flow } else { reply(&flow, &server) };
                     if let Some(hit) = lookup(table, &key) {
-                        if let Some(change) = hit.entry.touch(hit.direction, flags, now, &timeouts) {
+                        let change = hit.entry.touch(hit.direction, flags, now, &timeouts);
+                        if let Some(change) = change {
                             change.count_on(load, id);
                         }
+                        // As a steady packet does that came earlier in the batch.
+                        let guess = table.reader().guess(table.hash(&key));
+                        table.reader().renew_steady::<Tcp>(guess, now.after(16));
                         if n.is_multiple_of(50)
                             && let Some(gone) = table.remove(hit.entry)
                         {
