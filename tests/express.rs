@@ -31,7 +31,9 @@ fn both_ways_are_one() {
         let Some(arrival) = traffic.arrival() else {
             continue;
         };
-        let Arrival { side, bytes, offload, .. } = &arrival;
+        let Arrival {
+            side, bytes, offload, ..
+        } = &arrival;
         let [a, b] = directors
             .each_mut()
             .map(|director| director.inject(*side, bytes, *offload));
@@ -66,7 +68,11 @@ fn a_batch_is_as_its_frames_one_by_one() {
     for step in 0..STEPS / 8 {
         traffic.disturb_rules(&mut directors);
         let most = traffic.random.of(&[1, 2, 4, 8, 16, BATCH_MAX]);
-        let arrivals: Vec<Arrival> = (0..most).filter_map(|_| traffic.arrival()).collect();
+        // Where a connection begins in the same batch, a SYN from its server is too early (`dataplane/waiting.rs`).
+        let is_possible =
+            |a: &Arrival| a.side == CLIENT_SIDE || is_udp(&a.bytes) || flags_of(&a.bytes) != TcpFlags::SYN;
+        let arrivals = (0..most).filter_map(|_| traffic.arrival()).filter(is_possible);
+        let arrivals: Vec<Arrival> = arrivals.collect();
         frames += arrivals.len();
         let [whole, single] = &mut directors;
         let batch: Vec<_> = arrivals.iter().map(|a| (a.side, &a.bytes[..], a.offload)).collect();
@@ -79,8 +85,8 @@ fn a_batch_is_as_its_frames_one_by_one() {
             traffic.note(arrival, outcome);
         }
         in_turn.sent.sort_by_key(|(interface, _)| *interface);
-        assert_eq!(at_once, in_turn, "step {step}");
         assert_same(&directors);
+        assert!(at_once == in_turn, "step {step}: {} frames", arrivals.len());
         if step % 16 == 0 {
             directors.iter_mut().for_each(|director| director.sweep());
         }
