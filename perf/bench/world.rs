@@ -20,7 +20,7 @@ use uvs::table::{
 /// instruction.
 const PACKET_NS: u64 = 50;
 const BATCH_NS: u64 = PACKET_NS * BATCH_MAX as u64;
-/// A connection's deadline is written again when it is eight ticks old (`REFRESH_TICKS` in `src/conn/entry.rs`). Half a tick less:
+/// A connection's deadline is written again when it is eight ticks old (`REFRESH_TICKS` in `src/conn/layout.rs`). Half a tick less:
 /// connections become due where a tick begins, and what is measured begins amid one.
 const REFRESH_NS: u64 = 1_000_000_000 / Tick::PER_SECOND as u64 * 15 / 2;
 /// Up to so many connections each begins as a client begins it, by SYN and ACK; more are inserted right into the table.

@@ -208,13 +208,9 @@ fn state_changes_and_ends_are_counted_once() {
                     let server = server(false, 1);
                     let key = if worker == 0 { flow } else { reply(&flow, &server) };
                     if let Some(hit) = lookup(table, &key) {
-                        let change = hit.entry.touch(hit.direction, flags, now, &timeouts);
-                        if let Some(change) = change {
+                        if let Some(change) = hit.entry.touch(hit.direction, flags, now, &timeouts) {
                             change.count_on(load, id);
                         }
-                        // As a steady packet does that came earlier in the batch.
-                        let guess = table.reader().guess(table.hash(&key));
-                        table.reader().renew_steady::<Tcp>(guess, now.after(16));
                         if n.is_multiple_of(50)
                             && let Some(gone) = table.remove(hit.entry)
                         {
@@ -251,6 +247,45 @@ fn state_changes_and_ends_are_counted_once() {
         load.remove(9, gone.state.is_active(), 0, 0)
     });
     assert_eq!((load.total(), table.used()), (0, 0));
+}
+
+/// Goal: a renewal takes back no change of state. How: one worker renews all the time, another changes states and looks.
+#[test]
+fn renewals_take_back_nothing() {
+    let table = ConnectionTable::anonymous(100, 2).unwrap();
+    let timeouts = TimeoutTable::default();
+    let flow = flow(false, 1);
+    let entry = insert(&table, &new(flow, server(false, 1), Method::Masq), Tick(0));
+    let running = AtomicU32::new(1);
+    let renewals = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = table.reader();
+            let guess = reader.guess(table.hash(&flow));
+            for n in 0.. {
+                reader.renew_steady::<Tcp>(guess, Tick(1000 + n % 2 * 100));
+                renewals.store(n, Ordering::Relaxed);
+                if running.load(Ordering::Relaxed) == 0 {
+                    break;
+                }
+            }
+        });
+        let _done = Countdown(&running);
+        let fin = TcpFlags(TcpFlags::FIN | TcpFlags::ACK);
+        let mut rounds = 0;
+        while rounds < 300_000 || renewals.load(Ordering::Relaxed) < 500_000 {
+            rounds += 1;
+            for (direction, flags, to) in [
+                (Direction::Forward, ACK, State::Established),
+                (Direction::Reply, fin, State::FinWait),
+                (Direction::Forward, SYN, State::SynRecv),
+            ] {
+                let change = entry.touch(direction, flags, Tick(0), &timeouts);
+                assert_eq!(change.map(|change| change.to), Some(to));
+                assert_eq!(entry.state(), to);
+            }
+        }
+    });
 }
 
 /// The flood from several workers at once against established connections of a third.
