@@ -8,6 +8,7 @@ mod gate;
 mod report;
 mod runs;
 mod sections;
+mod turns;
 mod world;
 
 use std::path::PathBuf;
@@ -132,10 +133,15 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
         standing: if quick { vec![100_000] } else { vec![100_000, 1_000_000] },
     };
     let mut report = Report::new();
+    let mut measurements = Vec::new();
     for section in or_all(&arguments.only, Section::value_variants()) {
-        setup.measure(section, &mut report);
+        match setup.measurements(section) {
+            Ok(these) => measurements.extend(these),
+            Err(why) => report.note(why),
+        }
     }
-    report.foot();
+    report.add(turns::take(measurements));
+    report.print();
     if let Some(file) = &arguments.json {
         report.write_json(file)?;
     }

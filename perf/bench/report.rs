@@ -174,7 +174,7 @@ const COLUMNS: [(&str, usize); 9] = [
     ("aim", 12),
 ];
 
-/// Every row so far. Each is printed when it is there.
+/// Every row so far.
 pub struct Report {
     rows: Vec<Row>,
     notes: Vec<String>,
@@ -183,8 +183,6 @@ pub struct Report {
 
 impl Report {
     pub fn new() -> Report {
-        println!("{}", line(&COLUMNS.map(|(name, _)| name.to_owned())));
-        println!("{}", line(&COLUMNS.map(|(_, width)| "-".repeat(width))));
         Report {
             rows: Vec::new(),
             notes: Vec::new(),
@@ -192,9 +190,8 @@ impl Report {
         }
     }
 
-    pub fn add(&mut self, row: Row) {
-        println!("{}", line(&row.cells()));
-        self.rows.push(row);
+    pub fn add(&mut self, rows: Vec<Row>) {
+        self.rows.extend(rows);
     }
 
     /// Something that is missing.
@@ -202,8 +199,8 @@ impl Report {
         self.notes.push(text.to_owned());
     }
 
-    /// What a reader has to know.
-    pub fn foot(&mut self) {
+    /// The table, and below it what a reader has to know.
+    pub fn print(&mut self) {
         if self.rows.iter().any(|row| row.goal_of_ratio && row.floor.is_none()) {
             self.note("no floor: run perf/dataplane, which builds it");
         }
@@ -214,6 +211,9 @@ impl Report {
         };
         let (must, aim) = (count(|row| row.must_met), count(|row| row.aim_met));
         self.note(&format!("musts met: {must}; aims met: {aim}"));
+        println!("{}", line(&COLUMNS.map(|(name, _)| name.to_owned())));
+        println!("{}", line(&COLUMNS.map(|(_, width)| "-".repeat(width))));
+        self.rows.iter().for_each(|row| println!("{}", line(&row.cells())));
         self.notes.iter().for_each(|note| println!("{note}"));
     }
 

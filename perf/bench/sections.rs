@@ -6,7 +6,8 @@ use clap::ValueEnum;
 
 use super::Mode;
 use super::children::{Children, instructions};
-use super::report::{Goal, Report, Row};
+use super::report::{Goal, Row};
+use super::turns::Measurement;
 
 /// Packets that a run measures.
 const PACKETS: u64 = 4_000_000;
@@ -47,106 +48,116 @@ pub struct Setup {
 }
 
 impl Setup {
-    pub fn measure(&self, section: Section, report: &mut Report) {
-        match section {
-            Section::Hits => self.modes.iter().for_each(|mode| self.hits(*mode, report)),
-            Section::New => self.new_connections(report),
-            Section::Workers => self.workers(report),
-            Section::Picks => self.picks(report),
-            Section::Filter => self.filter(report),
-            Section::Control => self.control(report),
-        }
+    /// What a part of the table takes; or why it cannot be measured here.
+    pub fn measurements(&self, section: Section) -> Result<Vec<Measurement<'_>>, &'static str> {
+        Ok(match section {
+            Section::Hits => self.modes.iter().flat_map(|mode| self.hits(*mode)).collect(),
+            Section::New => ["rr", "wlc"]
+                .into_iter()
+                .flat_map(|name| self.new_connections(name))
+                .collect(),
+            Section::Workers => match self.children.pair() {
+                Some(pair) => self.workers(pair),
+                None => return Err("two workers: not measured, there is one CPU"),
+            },
+            Section::Picks => self.picks(),
+            Section::Filter if !uvs::io::netns::is_root() => return Err("filter: not measured, it takes root"),
+            Section::Filter => vec![self.filter()],
+            Section::Control => vec![self.control()],
+        })
     }
 
-    fn hits(&self, mode: Mode, report: &mut Report) {
+    fn hits(&self, mode: Mode) -> Vec<Measurement<'_>> {
         let name = mode.name();
-        for &connections in &self.connections {
+        let timed = |&connections| {
             let arguments = hits(mode, connections, PACKETS);
-            let (mut ours, mut floor, mut bytes) = (Vec::new(), Vec::new(), 0.0);
-            // By turns, so that whatever else the machine does meets both.
-            for _ in 0..self.runs {
-                floor.extend(self.children.floor(floor_mode(mode), connections, PACKETS));
-                let numbers = self.children.ours(&arguments);
-                ours.push(numbers[0]);
-                bytes = numbers[1];
-            }
-            let row = Row::new(format!("{name}, {connections} connections"), "ns/packet", &ours).beside(&floor);
-            report.add(match connections {
-                ..=1000 => row.goal(Goal::at_most(32.0, Some(22.0))),
-                _ => row.ratio_goal(Goal::at_most(2.0, Some(1.3))),
-            });
-            if mode == Mode::Nat && connections == 1_000_000 {
-                let row = Row::new(
-                    format!("{name}, {connections} connections"),
-                    "bytes/connection",
-                    &[bytes],
-                );
-                report.add(row.goal(Goal::at_most(128.0, Some(100.0))));
-            }
-        }
+            let run = move || {
+                // By turns, so that whatever else the machine does meets both.
+                let floor = self.children.floor(floor_mode(mode), connections, PACKETS);
+                let ours = self.children.ours(&arguments);
+                ours[..2].iter().copied().chain(floor).collect()
+            };
+            Measurement::new(self.runs, run, move |runs| {
+                let what = format!("{name}, {connections} connections");
+                let row = Row::new(what.clone(), "ns/packet", &runs.column(0)).beside(&runs.column(2));
+                let mut rows = vec![match connections {
+                    ..=1000 => row.goal(Goal::at_most(32.0, Some(22.0))),
+                    _ => row.ratio_goal(Goal::at_most(2.0, Some(1.3))),
+                }];
+                if mode == Mode::Nat && connections == 1_000_000 {
+                    let row = Row::new(what, "bytes/connection", &runs.column(1));
+                    rows.push(row.goal(Goal::at_most(128.0, Some(100.0))));
+                }
+                rows
+            })
+        };
         let goal = match mode {
             Mode::Nat | Mode::NatUdp => Goal::at_most(350.0, Some(250.0)),
             Mode::Dr => Goal::at_most(300.0, Some(220.0)),
             Mode::Tunnel => Goal::at_most(350.0, Some(260.0)),
         };
-        if let Some(counted) = instructions(&hits(mode, COUNTED_AT, COUNTED_PACKETS)) {
-            let what = format!("{name}, {COUNTED_AT} connections");
-            report.add(Row::new(what, "instructions/packet", &[counted]).goal(goal));
-        }
+        let arguments = hits(mode, COUNTED_AT, COUNTED_PACKETS);
+        let counted = counted(format!("{name}, {COUNTED_AT} connections"), arguments, Some(goal));
+        self.connections.iter().map(timed).chain([counted]).collect()
     }
 
-    fn new_connections(&self, report: &mut Report) {
-        for scheduler in ["rr", "wlc"] {
-            for &connections in &self.standing {
-                let arguments = begins(Mode::Nat, scheduler, connections, NEW_PACKETS);
-                let (mut ours, mut floor) = (Vec::new(), Vec::new());
-                for _ in 0..self.runs {
-                    floor.extend(self.children.floor_insert(connections));
-                    ours.push(self.children.ours(&arguments)[0]);
-                }
-                let what = format!("new connection, nat, {scheduler}, at {connections}");
-                let row = Row::new(what, "ns/packet", &ours).beside(&floor);
-                report.add(row.ratio_goal(Goal::at_most(4.0, Some(2.0))));
-            }
-            let arguments = begins(Mode::Nat, scheduler, COUNTED_AT, COUNTED_PACKETS);
-            if let Some(counted) = instructions(&arguments) {
-                let what = format!("new connection, nat, {scheduler}, at {COUNTED_AT}");
-                report.add(Row::new(what, "instructions/packet", &[counted]));
-            }
-        }
-    }
-
-    fn workers(&self, report: &mut Report) {
-        let Some(pair) = self.children.pair() else {
-            return report.note("two workers: not measured, there is one CPU");
+    fn new_connections(&self, scheduler: &'static str) -> Vec<Measurement<'_>> {
+        let what = move |connections| format!("new connection, nat, {scheduler}, at {connections}");
+        let timed = |&connections| {
+            let arguments = begins(Mode::Nat, scheduler, connections, NEW_PACKETS);
+            let run = move || {
+                let floor = self.children.floor_insert(connections);
+                let ours = self.children.ours(&arguments);
+                ours[..1].iter().copied().chain(floor).collect()
+            };
+            Measurement::new(self.runs, run, move |runs| {
+                let row = Row::new(what(connections), "ns/packet", &runs.column(0)).beside(&runs.column(1));
+                vec![row.ratio_goal(Goal::at_most(4.0, Some(2.0)))]
+            })
         };
+        let arguments = begins(Mode::Nat, scheduler, COUNTED_AT, COUNTED_PACKETS);
+        let counted = counted(what(COUNTED_AT), arguments, None);
+        self.standing.iter().map(timed).chain([counted]).collect()
+    }
+
+    fn workers(&self, pair: [usize; 2]) -> Vec<Measurement<'_>> {
         // A ratio of runs on one CPU and on two feels the host twice: it takes more turns to settle.
         let turns = 2 * self.runs + 1;
-        for &connections in &self.standing {
+        let of_hits = |&connections| {
             let arguments = hits(Mode::Nat, connections, PACKETS);
-            let (mut ours, mut floor) = (Vec::new(), Vec::new());
-            for _ in 0..turns {
-                ours.push(self.two_over_one(&pair, &arguments, &arguments));
-                floor.extend(self.two_floors_over_one(&pair, connections));
-            }
-            let what = format!("two workers over one, nat hits, {connections} connections");
-            let row = Row::new(what, "x", &ours).beside(&floor);
-            report.add(row.ratio_goal(Goal::at_least(0.95, 0.99)));
-        }
-        for (scheduler, goal) in [("rr", Goal::at_least(1.7, 1.9)), ("wlc", Goal::at_least(1.3, 1.6))] {
+            let run = move || {
+                let ours = self.two_over_one(&pair, &arguments, &arguments);
+                let floor = self.two_floors_over_one(&pair, connections);
+                [ours].into_iter().chain(floor).collect()
+            };
+            Measurement::new(turns, run, move |runs| {
+                let what = format!("two workers over one, nat hits, {connections} connections");
+                let row = Row::new(what, "x", &runs.column(0)).beside(&runs.column(1));
+                vec![row.ratio_goal(Goal::at_least(0.95, 0.99))]
+            })
+        };
+        let of_new = |(scheduler, goal)| {
             let arguments = begins(Mode::Nat, scheduler, 100_000, NEW_PACKETS);
             let apart = [&arguments[..], &words("--apart")].concat();
-            let [mut ours, mut floor, mut handovers] = [const { Vec::new() }; 3];
-            for _ in 0..turns {
-                floor.push(self.two_over_one(&pair, &arguments, &apart));
-                ours.push(self.two_over_one(&pair, &arguments, &arguments));
-                handovers.push(self.children.ours_on(&pair, &words("handover"))[0]);
-            }
-            let what = format!("two workers over one, new, nat, {scheduler}, 10 servers");
-            report.add(Row::new(what, "x", &ours).beside(&floor).goal(goal));
-            let what = format!("a cache line from CPU to CPU, beside the {scheduler} above");
-            report.add(Row::new(what, "ns", &handovers));
-        }
+            let run = move || {
+                let floor = self.two_over_one(&pair, &arguments, &apart);
+                let ours = self.two_over_one(&pair, &arguments, &arguments);
+                let handover = self.children.ours_on(&pair, &words("handover"))[0];
+                vec![ours, floor, handover]
+            };
+            Measurement::new(turns, run, move |runs| {
+                let what = format!("two workers over one, new, nat, {scheduler}, 10 servers");
+                let row = Row::new(what, "x", &runs.column(0)).beside(&runs.column(1));
+                let what = format!("a cache line from CPU to CPU, beside the {scheduler} above");
+                vec![row.goal(goal), Row::new(what, "ns", &runs.column(2))]
+            })
+        };
+        let goals = [("rr", Goal::at_least(1.7, 1.9)), ("wlc", Goal::at_least(1.3, 1.6))];
+        self.standing
+            .iter()
+            .map(of_hits)
+            .chain(goals.into_iter().map(of_new))
+            .collect()
     }
 
     /// How much faster two workers are than one: than the mean of one on either CPU, before and after, as the host may favour
@@ -164,44 +175,60 @@ impl Setup {
         Some(2.0 / (1.0 / before[0] + 1.0 / after[0]) * (1.0 / both[0] + 1.0 / both[1]))
     }
 
-    fn picks(&self, report: &mut Report) {
-        for scheduler in uvs::scheduler::NAMES.iter().filter(|name| **name != "none") {
-            for servers in [10, 1000] {
-                let arguments = words(&format!("picks --scheduler {scheduler} --servers {servers}"));
-                let ours: Vec<f64> = (0..self.runs).map(|_| self.children.ours(&arguments)[0]).collect();
-                let row = Row::new(format!("{scheduler} pick, {servers} servers"), "ns/pick", &ours);
-                report.add(match (*scheduler, servers) {
+    fn picks(&self) -> Vec<Measurement<'_>> {
+        let names = uvs::scheduler::NAMES.iter().filter(|name| **name != "none");
+        let of = |(scheduler, servers)| {
+            let arguments = words(&format!("picks --scheduler {scheduler} --servers {servers}"));
+            let run = move || self.children.ours(&arguments);
+            Measurement::new(self.runs, run, move |runs| {
+                let row = Row::new(
+                    format!("{scheduler} pick, {servers} servers"),
+                    "ns/pick",
+                    &runs.column(0),
+                );
+                vec![match (scheduler, servers) {
                     ("wlc", 1000) => row.goal(Goal::at_most(1500.0, Some(100.0))),
                     _ => row,
-                });
-            }
-        }
+                }]
+            })
+        };
+        names.flat_map(|name| [(*name, 10), (*name, 1000)]).map(of).collect()
     }
 
-    fn filter(&self, report: &mut Report) {
-        if !uvs::io::netns::is_root() {
-            return report.note("filter: not measured, it takes root");
-        }
-        let runs: Vec<Vec<f64>> = (0..self.runs).map(|_| self.children.ours(&words("filter"))).collect();
-        let column = |n: usize| runs.iter().map(|numbers| numbers[n]).collect::<Vec<f64>>();
-        let drop = column(3);
-        for (n, what) in ["a client's to a service", "a real server's reply", "the kernel's"]
-            .iter()
-            .enumerate()
-        {
-            let row = Row::new(format!("filter, a frame: {what}"), "ns/frame", &column(n));
-            report.add(row.beside(&drop));
-        }
+    fn filter(&self) -> Measurement<'_> {
+        let run = || self.children.ours(&words("filter"));
+        Measurement::new(self.runs, run, |runs| {
+            let frames = ["a client's to a service", "a real server's reply", "the kernel's"];
+            let row = |(n, what)| Row::new(format!("filter, a frame: {what}"), "ns/frame", &runs.column(n));
+            let beside = |row: Row| row.beside(&runs.column(3));
+            frames.into_iter().enumerate().map(row).map(beside).collect()
+        })
     }
 
-    fn control(&self, report: &mut Report) {
-        let runs: Vec<Vec<f64>> = (0..self.runs).map(|_| self.children.ours(&words("control"))).collect();
-        let (applied, edited): (Vec<f64>, Vec<f64>) = runs.iter().map(|numbers| (numbers[0], numbers[1])).unzip();
-        let what = "1000 services x 10 servers applied, in memory".to_owned();
-        report.add(Row::new(what, "ms", &applied).goal(Goal::at_most(200.0, Some(50.0))));
-        let what = "one weight change among them, in memory".to_owned();
-        report.add(Row::new(what, "ms", &edited).goal(Goal::at_most(1.0, None)));
+    fn control(&self) -> Measurement<'_> {
+        let run = || self.children.ours(&words("control"));
+        Measurement::new(self.runs, run, |runs| {
+            let what = "1000 services x 10 servers applied, in memory".to_owned();
+            let applied = Row::new(what, "ms", &runs.column(0)).goal(Goal::at_most(200.0, Some(50.0)));
+            let what = "one weight change among them, in memory".to_owned();
+            let edited = Row::new(what, "ms", &runs.column(1)).goal(Goal::at_most(1.0, None));
+            vec![applied, edited]
+        })
     }
+}
+
+/// Instructions a packet, once; no row without valgrind.
+fn counted<'a>(what: String, arguments: Vec<String>, goal: Option<Goal>) -> Measurement<'a> {
+    let run = move || instructions(&arguments).into_iter().collect();
+    Measurement::new(1, run, move |runs| {
+        let counted = runs.column(0);
+        let row = (!counted.is_empty()).then(|| Row::new(what, "instructions/packet", &counted));
+        let judged = |row: Row| match goal {
+            Some(goal) => row.goal(goal),
+            None => row,
+        };
+        row.map(judged).into_iter().collect()
+    })
 }
 
 /// The arguments of a run: packets of live connections.
