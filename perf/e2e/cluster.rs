@@ -84,9 +84,8 @@ pub fn efficiency(setup: &Setup) -> Result<Row, Error> {
         });
     }
     judge(&mut row, &single, &servers[1..]);
-    row.notes.push(
-        "ab, a connection a request, 100 at a time for each server; by NAT, wlc; the single server without a director."
-            .into(),
+    row.note(
+        "ab, a connection a request, 100 at a time for each server; by NAT, wlc; the single server without a director.",
     );
     Ok(row)
 }
@@ -120,7 +119,7 @@ pub fn documents(setup: &Setup) -> Result<Row, Error> {
     let capacity = 2000;
     let requests = if setup.quick { 10_000 } else { 50_000 };
     let mut rigs = clusters(setup, row.name, &[1, 2], capacity)?;
-    row.notes.push(steps(setup, &mut rigs)?);
+    row.note(steps(setup, &mut rigs)?);
     let mut values = vec![Vec::new(); rigs.len()];
     // Half a minute each.
     for _ in 0..setup.runs.min(3) {
@@ -138,8 +137,7 @@ pub fn documents(setup: &Setup) -> Result<Row, Error> {
     }
     let single = values.swap_remove(0);
     judge(&mut row, &single, &[2]);
-    row.notes
-        .push("At most three runs. In the documents (2004): 1356.78 and 2593.90 requests a second, 95.6 %.".into());
+    row.note("At most three runs. In the documents (2004): 1356.78 and 2593.90 requests a second, 95.6 %.");
     Ok(row)
 }
 

@@ -102,8 +102,7 @@ pub fn rules(setup: &Setup) -> Result<Row, Error> {
         "uvs --version (start of a process)",
         Goal::at_most(1.0, None, "ms"),
     );
-    row.notes
-        .push("When the command returns, the change is live in the data plane and on the disk (here a tmpfs).".into());
+    row.note("When the command returns, the change is live in the data plane and on the disk (here a tmpfs).");
     Ok(row)
 }
 

@@ -152,18 +152,13 @@ fn cost_row(setup: &Setup, row: &mut Row, lanes: &mut [Lane]) -> Result<(), Erro
     }
     for ((lane, values), (share, others)) in lanes.iter().zip(values).zip(least.into_iter().zip(others)) {
         if others > 0.005 {
-            row.notes.push(format!(
-                "{}: threads that handle no packets (expiry) took up to {:.1} % of a CPU, which is not in these figures.",
-                lane.name,
-                100.0 * others
-            ));
+            let what =
+                "threads that handle no packets (expiry) took up to {} % of a CPU, which is not in these figures.";
+            row.note_worst(format!("{}: {what}", lane.name), 100.0 * others, f64::max);
         }
         if share < 0.999 {
-            row.notes.push(format!(
-                "{}: {:.1} % of the frames arrived in the worst run.",
-                lane.name,
-                100.0 * share
-            ));
+            let what = "{} % of the frames arrived in the worst run.";
+            row.note_worst(format!("{}: {what}", lane.name), 100.0 * share, f64::min);
         }
         row.series.push(Series {
             peer: lane.name.clone(),
@@ -171,8 +166,7 @@ fn cost_row(setup: &Setup, row: &mut Row, lanes: &mut [Lane]) -> Result<(), Erro
             missing: None,
         });
     }
-    row.notes
-        .push("All on one CPU; the base is taken off the other rows.".into());
+    row.note("All on one CPU; the base is taken off the other rows.");
     Ok(())
 }
 
@@ -271,9 +265,7 @@ pub fn one_packet(setup: &Setup) -> Result<Row, Error> {
             missing: None,
         });
     }
-    row.notes.push(
-        "From CPU per packet, all on one CPU, the base taken off: what a CPU that does nothing else reaches.".into(),
-    );
+    row.note("From CPU per packet, all on one CPU, the base taken off: what a CPU that does nothing else reaches.");
     row.judge_ratio(&UVS.name(), &Peer::Nft.name(), Goal::at_least(1.5, Some(2.0), "x"));
     Ok(row)
 }
@@ -358,9 +350,11 @@ pub fn overload(setup: &Setup) -> Result<Row, Error> {
             }
         }
     }
-    row.notes.push(format!(
-        "Offered with NAPI on the other CPU: at least {offered_least:.1} x peak (the source shares that CPU with NAPI)."
-    ));
+    row.note_worst(
+        "Offered with NAPI on the other CPU: at least {} x peak (the source shares that CPU with NAPI).",
+        offered_least,
+        f64::min,
+    );
     for (peer, values) in series {
         row.series.push(Series {
             peer,

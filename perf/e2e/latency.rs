@@ -16,7 +16,7 @@ use uvs::packet::{Frame, Offload};
 
 use crate::cpu;
 use crate::generator::{FRAME_LEN, flow_frame};
-use crate::report::{self, Goal, Row, Series};
+use crate::report::{Distribution, Goal, Row, Series};
 use crate::rig::{Peer, Rig, Wanted, wrong};
 use crate::rows::Setup;
 use crate::sink::Sink;
@@ -165,12 +165,9 @@ pub fn latency(setup: &Setup) -> Result<Row, Error> {
     }
     for (lane, values) in lanes {
         let peer = lane.rig.peer.name();
-        let of = |percentile: f64| (percentile, lane.all_ns.value_at_percentile(percentile) as f64 / 1000.0);
-        row.histograms.push(report::Histogram {
+        row.distributions.push(Distribution {
             peer: peer.clone(),
-            percentiles: [1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.99]
-                .map(of)
-                .to_vec(),
+            all_ns: lane.all_ns,
         });
         row.series.push(Series {
             peer,
@@ -185,7 +182,6 @@ pub fn latency(setup: &Setup) -> Result<Row, Error> {
             Goal::at_most(5.0, None, "µs"),
         );
     }
-    row.notes
-        .push("From the time at which a frame was due to the time at which the server's packet socket had it; director, source and sink with real-time priority.".into());
+    row.note("From the time at which a frame was due to the time at which the server's packet socket had it; director, source and sink with real-time priority.");
     Ok(row)
 }

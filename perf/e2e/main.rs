@@ -30,7 +30,7 @@ use uvs::io::guardian::Guardian;
 use uvs::io::netns;
 
 use report::{Machine, Row};
-use rows::{ROWS, Setup};
+use rows::{ROWS, Setup, When};
 
 /// Measures uvs beside its peers, from end to end.
 #[derive(Parser)]
@@ -68,7 +68,7 @@ const INSTALL: &str = "apt-get install nftables haproxy nginx-light libnginx-mod
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.list {
-        ROWS.iter().for_each(|(name, what, _)| println!("{name:<12} {what}"));
+        ROWS.iter().for_each(|(name, what, ..)| println!("{name:<12} {what}"));
         return ExitCode::SUCCESS;
     }
     if let Some(driver) = &arguments.forward {
@@ -129,42 +129,52 @@ fn measure(arguments: &Arguments) -> Result<bool, String> {
         ));
     }
     cpu::pin(cpu::OURS);
-    let mut all_well = true;
-    let mut done: Vec<Row> = Vec::new();
-    for (name, what, measure) in ROWS {
-        let wanted = arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
-        if !wanted || stop.load(Ordering::Relaxed) {
-            continue;
-        }
-        match measure(&setup) {
-            Ok(row) => {
-                println!("{}", report::markdown(&row));
-                done.push(row);
-            }
-            Err(_) if stop.load(Ordering::Relaxed) => eprintln!("interrupted; everything is cleaned up"),
-            Err(error) => {
-                all_well = false;
-                let mut row = Row::new(name, what, "");
-                row.notes.push(format!("NOT MEASURED: {error}"));
-                println!("{}", report::markdown(&row));
-                done.push(row);
-            }
-        }
+    let rows = passes(&setup, &arguments.only)?;
+    rows.iter().for_each(|row| println!("{}", report::markdown(row)));
+    if stop.load(Ordering::Relaxed) {
+        eprintln!("interrupted; everything is cleaned up");
+        return Ok(false);
     }
     machine.load_after = load();
-    summary(&done);
+    summary(&rows);
     let folder = match &arguments.results {
         Some(folder) => Some(folder.clone()),
         None => (!arguments.quick).then(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/results")),
     };
-    if stop.load(Ordering::Relaxed) {
-        return Ok(false);
-    }
     if let Some(folder) = folder {
-        let file = report::write(&folder, &machine, &done).map_err(|error| error.to_string())?;
+        let file = report::write(&folder, &machine, &rows).map_err(|error| error.to_string())?;
         println!("written: {}", file.display());
     }
-    Ok(all_well)
+    Ok(rows.iter().all(|row| row.failed.is_empty()))
+}
+
+/// Measures the rows of these names, or all.
+fn passes(setup: &Setup, only: &[String]) -> Result<Vec<Row>, String> {
+    let mut rows = Vec::<Row>::new();
+    for pass in 1..=setup.runs {
+        for (name, what, measure, when) in ROWS {
+            let runs = match when {
+                When::Each => 1,
+                When::First if pass == 1 => setup.runs,
+                When::First => continue,
+            };
+            if setup.go_on().is_err() || !only.is_empty() && !only.iter().any(|only| only == name) {
+                continue;
+            }
+            eprintln!("pass {pass} of {}: {name}", setup.runs);
+            let row = match measure(&Setup { runs, ..setup.clone() }) {
+                Ok(row) => row,
+                // That an interrupted one is not whole needs no telling.
+                Err(_) if setup.go_on().is_err() => continue,
+                Err(error) => Row::failed(name, what, format!("NOT MEASURED in pass {pass}: {error}")),
+            };
+            match rows.iter_mut().find(|own| own.name == *name) {
+                Some(own) => own.add_runs(row).map_err(|error| error.to_string())?,
+                None => rows.push(row),
+            }
+        }
+    }
+    Ok(rows)
 }
 
 /// All goals in a few lines.

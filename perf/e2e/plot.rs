@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Row, Spread, number};
+use crate::report::{Distribution, Row, Spread, number};
 
 const WIDTH: f64 = 860.0;
 const LABELS: f64 = 350.0;
@@ -70,17 +70,13 @@ pub fn bars(row: &Row) -> Option<String> {
 
 /// Percentiles to the right, in nines; values upwards, as a logarithm.
 pub fn distributions(row: &Row) -> Option<String> {
-    let values = || {
-        row.histograms
-            .iter()
-            .flat_map(|h| &h.percentiles)
-            .map(|(_, value)| value.max(0.01).log10())
-    };
+    let all: Vec<_> = row.distributions.iter().map(Distribution::percentiles).collect();
+    let values = || all.iter().flatten().map(|(_, value)| value.max(0.01).log10());
     let (low, high) = (
         values().fold(f64::MAX, f64::min).floor(),
         values().fold(f64::MIN, f64::max).ceil(),
     );
-    if row.histograms.is_empty() || high <= low {
+    if all.is_empty() || high <= low {
         return None;
     }
     let (height, left, bottom) = (450.0, 70.0, 370.0);
@@ -108,10 +104,9 @@ pub fn distributions(row: &Row) -> Option<String> {
             10f64.powi(decade)
         );
     }
-    for (n, histogram) in row.histograms.iter().enumerate() {
+    for (n, (distribution, percentiles)) in row.distributions.iter().zip(&all).enumerate() {
         let colour = COLOURS[n % COLOURS.len()];
-        let points: Vec<String> = histogram
-            .percentiles
+        let points: Vec<String> = percentiles
             .iter()
             .map(|(percentile, value)| format!("{:.1},{:.1}", x(*percentile), y(*value)))
             .collect();
@@ -122,7 +117,7 @@ pub fn distributions(row: &Row) -> Option<String> {
             points.join(" "),
             left + 10.0 + 190.0 * (n % 4) as f64,
             height - 14.0 - 16.0 * (n / 4) as f64,
-            escape(&histogram.peer)
+            escape(&distribution.peer)
         );
     }
     Some(svg + "</svg>\n")

@@ -1,13 +1,15 @@
 //! What was measured: for people on the terminal and in Markdown, for programs as JSON.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use hdrhistogram::Histogram;
+use serde::{Serialize, Serializer};
 use uvs::demo::cluster::Error;
 
 use crate::plot;
+use crate::rig::wrong;
 
 /// A row of the table, with all that was measured for it.
 #[derive(Clone, Debug, Serialize)]
@@ -20,9 +22,11 @@ pub struct Row {
     pub series: Vec<Series>,
     pub verdicts: Vec<Verdict>,
     /// What a reader should know of this run.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
     /// Distributions, for latency.
-    pub histograms: Vec<Histogram>,
+    pub distributions: Vec<Distribution>,
+    /// Why runs are missing.
+    pub failed: Vec<String>,
 }
 
 impl Row {
@@ -34,8 +38,67 @@ impl Row {
             series: Vec::new(),
             verdicts: Vec::new(),
             notes: Vec::new(),
-            histograms: Vec::new(),
+            distributions: Vec::new(),
+            failed: Vec::new(),
         }
+    }
+
+    /// Of a run that could not be made.
+    pub fn failed(name: &'static str, title: &'static str, why: String) -> Row {
+        Row {
+            failed: vec![why],
+            ..Row::new(name, title, "")
+        }
+    }
+
+    /// Adds what a reader should know.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(Note {
+            text: text.into(),
+            worst: None,
+        });
+    }
+
+    /// The same with a number at `{}`: of several runs' the one that `worse` takes.
+    pub fn note_worst(&mut self, text: impl Into<String>, value: f64, worse: fn(f64, f64) -> f64) {
+        self.notes.push(Note {
+            text: text.into(),
+            worst: Some((value, worse)),
+        });
+    }
+
+    /// Adds later runs of the same row.
+    pub fn add_runs(&mut self, later: Row) -> Result<(), Error> {
+        if self.series.is_empty() {
+            // None was measured until now.
+            (self.title, self.unit) = (later.title, later.unit);
+        }
+        self.failed.extend(later.failed);
+        for series in later.series {
+            match self.series.iter_mut().find(|own| own.peer == series.peer) {
+                Some(own) => own.values.extend(series.values),
+                None => self.series.push(series),
+            }
+        }
+        for verdict in later.verdicts {
+            match self.verdicts.iter_mut().find(|own| own.what == verdict.what) {
+                Some(own) => own.add_runs(verdict.values),
+                None => self.verdicts.push(verdict),
+            }
+        }
+        for note in later.notes {
+            match self.notes.iter_mut().find(|own| own.text == note.text) {
+                Some(own) => own.add_runs(&note),
+                None => self.notes.push(note),
+            }
+        }
+        for distribution in later.distributions {
+            match self.distributions.iter_mut().find(|own| own.peer == distribution.peer) {
+                Some(own) => own.all_ns.add(&distribution.all_ns).map_err(wrong)?,
+                None => self.distributions.push(distribution),
+            }
+        }
+        Ok(())
     }
 
     /// The values of a peer, if it ran.
@@ -62,6 +125,7 @@ impl Row {
         self.judge_ratio(peer, over, goal);
         if let Some(verdict) = self.verdicts.last_mut() {
             verdict.word = word;
+            verdict.is_judged = false;
         }
     }
 
@@ -76,6 +140,37 @@ impl Row {
             _ => None,
         };
         self.verdicts.push(Verdict::of(what, measured, goal));
+    }
+}
+
+/// A sentence.
+#[derive(Clone, Debug)]
+pub struct Note {
+    text: String,
+    /// What stands at `{}` in it, and which of two is the worse.
+    worst: Option<(f64, fn(f64, f64) -> f64)>,
+}
+
+impl Note {
+    fn add_runs(&mut self, later: &Note) {
+        if let (Some((own, worse)), Some((later, _))) = (&mut self.worst, later.worst) {
+            *own = worse(*own, later);
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.worst {
+            Some((value, _)) => f.write_str(&self.text.replace("{}", &format!("{value:.1}"))),
+            None => f.write_str(&self.text),
+        }
+    }
+}
+
+impl Serialize for Note {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -124,24 +219,39 @@ impl Goal {
 pub struct Verdict {
     pub what: String,
     pub goal: Goal,
+    /// One of each run.
+    pub values: Vec<f64>,
     pub measured: Option<Spread>,
     pub word: &'static str,
+    #[serde(skip)]
+    is_judged: bool,
 }
 
 impl Verdict {
     fn of(what: String, values: Option<Vec<f64>>, goal: Goal) -> Verdict {
-        let measured = values.and_then(|values| Spread::of(&values));
-        let word = match &measured {
-            None => "not run",
-            Some(spread) if goal.aim.is_some_and(|aim| goal.reached(spread.median, aim)) => "PASS (aim)",
-            Some(spread) if goal.reached(spread.median, goal.must) => "PASS",
-            Some(_) => "MISS",
-        };
-        Verdict {
+        let mut verdict = Verdict {
             what,
             goal,
-            measured,
-            word,
+            values: Vec::new(),
+            measured: None,
+            word: "not run",
+            is_judged: true,
+        };
+        verdict.add_runs(values.unwrap_or_default());
+        verdict
+    }
+
+    fn add_runs(&mut self, values: Vec<f64>) {
+        self.values.extend(values);
+        self.measured = Spread::of(&self.values);
+        if let Some(Spread { median, .. }) = self.measured
+            && self.is_judged
+        {
+            self.word = match self.goal {
+                goal if goal.aim.is_some_and(|aim| goal.reached(median, aim)) => "PASS (aim)",
+                goal if goal.reached(median, goal.must) => "PASS",
+                _ => "MISS",
+            };
         }
     }
 }
@@ -166,12 +276,39 @@ impl Spread {
     }
 }
 
-/// A distribution as counts of buckets.
+/// Of how long frames were on their way.
 #[derive(Clone, Debug, Serialize)]
-pub struct Histogram {
+#[serde(into = "Percentiles")]
+pub struct Distribution {
     pub peer: String,
-    /// Percentile and value.
-    pub percentiles: Vec<(f64, f64)>,
+    /// Nanoseconds.
+    pub all_ns: Histogram<u64>,
+}
+
+impl Distribution {
+    /// Percentiles, and their values in microseconds.
+    pub fn percentiles(&self) -> Vec<(f64, f64)> {
+        let value = |percentile| self.all_ns.value_at_percentile(percentile) as f64 / 1000.0;
+        [1.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.99]
+            .map(|percentile| (percentile, value(percentile)))
+            .to_vec()
+    }
+}
+
+/// A distribution as it is written.
+#[derive(Serialize)]
+struct Percentiles {
+    peer: String,
+    percentiles: Vec<(f64, f64)>,
+}
+
+impl From<Distribution> for Percentiles {
+    fn from(distribution: Distribution) -> Percentiles {
+        Percentiles {
+            percentiles: distribution.percentiles(),
+            peer: distribution.peer,
+        }
+    }
 }
 
 /// Where it was measured, and of what.
@@ -249,15 +386,16 @@ pub fn markdown(row: &Row) -> String {
             verdict.what, verdict.word
         );
     }
-    for histogram in &row.histograms {
-        let all: Vec<String> = histogram
-            .percentiles
+    for distribution in &row.distributions {
+        let all: Vec<String> = distribution
+            .percentiles()
             .iter()
             .map(|(percentile, value)| format!("p{percentile} {}", number(*value)))
             .collect();
-        let _ = writeln!(text, "\n{}, all runs: {}", histogram.peer, all.join(", "));
+        let _ = writeln!(text, "\n{}, all runs: {}", distribution.peer, all.join(", "));
     }
-    for note in &row.notes {
+    let notes = row.notes.iter().map(Note::to_string);
+    for note in notes.chain(row.failed.iter().cloned()) {
         let _ = writeln!(text, "\n{note}");
     }
     text
@@ -269,7 +407,7 @@ pub fn write(folder: &Path, machine: &Machine, rows: &[Row]) -> Result<PathBuf, 
     let stem = free_stem(folder, machine);
     let path = |suffix: &str| folder.join(format!("{stem}{suffix}"));
     let mut text = format!(
-        "# perf/endtoend, {}, commit {}\n\n{}, Linux {}. {} runs, peers by turns. Load average before {}, after {}.\n\n",
+        "# perf/endtoend, {}, commit {}\n\n{}, Linux {}. {} runs, in passes through all rows, peers by turns. Load average before {}, after {}.\n\n",
         machine.date,
         machine.commit,
         machine.machine,
@@ -292,7 +430,7 @@ pub fn write(folder: &Path, machine: &Machine, rows: &[Row]) -> Result<PathBuf, 
         }
         text.push('\n');
     }
-    let json = serde_json::to_string_pretty(&Whole { machine, rows }).map_err(crate::rig::wrong)?;
+    let json = serde_json::to_string_pretty(&Whole { machine, rows }).map_err(wrong)?;
     put(&path(".json"), &json)?;
     let file = path(".md");
     put(&file, &text)?;

@@ -11,6 +11,7 @@ use crate::rig::Peer;
 use crate::{cluster, control, datagrams, latency, takeover, tcp};
 
 /// How it is measured.
+#[derive(Clone)]
 pub struct Setup {
     /// The program `uvs`.
     pub uvs: PathBuf,
@@ -46,59 +47,83 @@ impl Setup {
 
 type Measure = fn(&Setup) -> Result<Row, Error>;
 
-/// Name, what it shows, how.
-pub const ROWS: &[(&str, &str, Measure)] = &[
+/// When a row has its runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// One in each pass through the rows: a bad minute of the machine meets one run of each row, and not all runs of one.
+    Each,
+    /// All in the first, as what comes before them takes long.
+    First,
+}
+
+/// Name, what it shows, how and when.
+pub const ROWS: &[(&str, &str, Measure, When)] = &[
     (
         "packet",
         "CPU per packet at 64 UDP flows, over the bare forwarder and nft",
         datagrams::packet,
+        When::Each,
     ),
     (
         "flows",
         "the same at 200,000 flows over nft, at a million over itself",
         datagrams::flows,
+        When::Each,
     ),
     (
         "onepacket",
         "UDP flows of one packet a second, over nft",
         datagrams::one_packet,
+        When::Each,
     ),
     (
         "connections",
         "new TCP connections a second, over haproxy and the bare forwarder",
         tcp::connections,
+        When::Each,
     ),
-    ("bulk", "bulk TCP by NAT, over nft", tcp::bulk),
+    ("bulk", "bulk TCP by NAT, over nft", tcp::bulk, When::Each),
     (
         "download",
         "bulk download by direct routing, over the direct path",
         tcp::download,
+        When::Each,
     ),
     (
         "latency",
         "p50 at 10,000 frames a second, above the bare forwarder",
         latency::latency,
+        When::Each,
     ),
     (
         "overload",
         "delivered at 4 x overload, over peak and the bare forwarder",
         datagrams::overload,
+        When::Each,
     ),
-    ("idle", "CPU of an idle director", control::idle),
-    ("takeover", "frames lost when a new uvs takes over", takeover::takeover),
+    ("idle", "CPU of an idle director", control::idle, When::Each),
+    (
+        "takeover",
+        "frames lost when a new uvs takes over",
+        takeover::takeover,
+        When::First,
+    ),
     (
         "rules",
         "1,000 services x 10 servers, and one weight among them",
         control::rules,
+        When::Each,
     ),
     (
         "efficiency",
         "clusters of 2 and 8 bounded servers over a single one",
         cluster::efficiency,
+        When::Each,
     ),
     (
         "ab",
         "the documents' benchmark: ab -n 50000 -c 1000, load raised stepwise",
         cluster::documents,
+        When::First,
     ),
 ];

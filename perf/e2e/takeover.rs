@@ -39,7 +39,7 @@ pub fn takeover(setup: &Setup) -> Result<Row, Error> {
             });
         }
     }
-    row.notes.push(format!(
+    row.note(format!(
         "{PER_MS} frames each millisecond; `uvs run --takeover` with the same options. Old and new process share a CPU."
     ));
     Ok(row)

@@ -50,9 +50,8 @@ pub fn connections(setup: &Setup) -> Result<Row, Error> {
     let uvs = Peer::Uvs("xdp").name();
     row.judge_ratio(&uvs, &Peer::Haproxy.name(), Goal::at_least(1.5, Some(1.7), "x"));
     row.judge_ratio(&uvs, &Peer::Bare("xdp").name(), Goal::at_least(0.85, Some(0.95), "x"));
-    row.notes.push(
-        "wrk, 64 at a time, a request each; wrk and nginx on one CPU, the director on the other; without offloads at client and server."
-            .into(),
+    row.note(
+        "wrk, 64 at a time, a request each; wrk and nginx on one CPU, the director on the other; without offloads at client and server.",
     );
     Ok(row)
 }
@@ -81,8 +80,7 @@ pub fn bulk(setup: &Setup) -> Result<Row, Error> {
     )?;
     let best = Peer::Uvs("raw").name();
     row.judge_ratio(&best, &Peer::Nft.name(), Goal::at_least(0.4, Some(0.8), "x"));
-    row.notes
-        .push("iperf3 -C cubic, one stream; client on one CPU, server and director on the other.".into());
+    row.note("iperf3 -C cubic, one stream; client on one CPU, server and director on the other.");
     Ok(row)
 }
 
@@ -111,8 +109,7 @@ pub fn download(setup: &Setup) -> Result<Row, Error> {
             Goal::at_least(0.9, Some(0.97), "x"),
         );
     }
-    row.notes
-        .push("iperf3 -R -C cubic, one stream; client, server and director on one CPU; the best of four turns.".into());
+    row.note("iperf3 -R -C cubic, one stream; client, server and director on one CPU; the best of four turns.");
     Ok(row)
 }
 
