@@ -2,12 +2,14 @@
 
 use super::report::Row;
 
+type MakeRows<'a> = Box<dyn FnOnce(&Runs) -> Vec<Row> + 'a>;
+
 /// Rows that come of the same runs.
 pub struct Measurement<'a> {
     /// Runs.
     turns: usize,
     run: Box<dyn Fn() -> Vec<f64> + 'a>,
-    rows: Box<dyn FnOnce(&Runs) -> Vec<Row> + 'a>,
+    rows: MakeRows<'a>,
     done: Runs,
 }
 

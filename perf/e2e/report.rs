@@ -60,7 +60,7 @@ impl Row {
     }
 
     /// The same with a number at `{}`: of several runs' the one that `worse` takes.
-    pub fn note_worst(&mut self, text: impl Into<String>, value: f64, worse: fn(f64, f64) -> f64) {
+    pub fn note_worst(&mut self, text: impl Into<String>, value: f64, worse: Choice) {
         self.notes.push(Note {
             text: text.into(),
             worst: Some((value, worse)),
@@ -143,12 +143,15 @@ impl Row {
     }
 }
 
+/// Takes one of two values.
+type Choice = fn(f64, f64) -> f64;
+
 /// A sentence.
 #[derive(Clone, Debug)]
 pub struct Note {
     text: String,
     /// What stands at `{}` in it, and which of two is the worse.
-    worst: Option<(f64, fn(f64, f64) -> f64)>,
+    worst: Option<(f64, Choice)>,
 }
 
 impl Note {
