@@ -67,6 +67,19 @@ impl Setup {
         })
     }
 
+    /// Runs with so many connections: more where one is over within a tenth of a second, and hangs on what the host does just then.
+    fn turns(&self, connections: u32) -> usize {
+        match connections {
+            ..=100_000 => self.more(),
+            _ => self.runs,
+        }
+    }
+
+    /// Runs where it takes more to settle.
+    fn more(&self) -> usize {
+        2 * self.runs + 1
+    }
+
     fn hits(&self, mode: Mode) -> Vec<Measurement<'_>> {
         let name = mode.name();
         let timed = |&connections| {
@@ -77,7 +90,7 @@ impl Setup {
                 let ours = self.children.ours(&arguments);
                 ours[..2].iter().copied().chain(floor).collect()
             };
-            Measurement::new(self.runs, run, move |runs| {
+            Measurement::new(self.turns(connections), run, move |runs| {
                 let what = format!("{name}, {connections} connections");
                 let row = Row::new(what.clone(), "ns/packet", &runs.column(0)).beside(&runs.column(2));
                 let mut rows = vec![match connections {
@@ -110,7 +123,7 @@ impl Setup {
                 let ours = self.children.ours(&arguments);
                 ours[..1].iter().copied().chain(floor).collect()
             };
-            Measurement::new(self.runs, run, move |runs| {
+            Measurement::new(self.turns(connections), run, move |runs| {
                 let row = Row::new(what(connections), "ns/packet", &runs.column(0)).beside(&runs.column(1));
                 vec![row.ratio_goal(Goal::at_most(4.0, Some(2.0)))]
             })
@@ -121,8 +134,8 @@ impl Setup {
     }
 
     fn workers(&self, pair: [usize; 2]) -> Vec<Measurement<'_>> {
-        // A ratio of runs on one CPU and on two feels the host twice: it takes more turns to settle.
-        let turns = 2 * self.runs + 1;
+        // A ratio of runs on one CPU and on two feels the host twice.
+        let turns = self.more();
         let of_hits = |&connections| {
             let arguments = hits(Mode::Nat, connections, PACKETS);
             let run = move || {

@@ -81,7 +81,7 @@ impl<R: Rings> Socket<R> {
         let first = batch.len();
         let n = self.rings.receive(memory, batch, self.binding.interface, room);
         self.filled -= n as u32;
-        // The kernel wrote them, but many others since: to wait for one header after the other took a third of a batch's time
+        // The kernel wrote them, but many others since: to wait for one header after the other took a quarter of a batch's time
         // (perf/README.md).
         let frames = batch[first..].iter().map(|received| received.frame.bytes());
         frames.for_each(|bytes| prefetch::to_read(bytes, 0));
