@@ -6,7 +6,7 @@ type MakeRows<'a> = Box<dyn FnOnce(&Runs) -> Vec<Row> + 'a>;
 
 /// Rows that come of the same runs.
 pub struct Measurement<'a> {
-    /// Runs.
+    /// How many runs.
     turns: usize,
     run: Box<dyn Fn() -> Vec<f64> + 'a>,
     rows: MakeRows<'a>,

@@ -166,7 +166,7 @@ fn passes(setup: &Setup, only: &[String]) -> Result<Vec<Row>, String> {
                 Ok(row) => row,
                 // That an interrupted one is not whole needs no telling.
                 Err(_) if setup.go_on().is_err() => continue,
-                Err(error) => Row::failed(name, what, format!("NOT MEASURED in pass {pass}: {error}")),
+                Err(error) => Row::not_measured(name, what, format!("NOT MEASURED in pass {pass}: {error}")),
             };
             match rows.iter_mut().find(|own| own.name == *name) {
                 Some(own) => own.add_runs(row).map_err(|error| error.to_string())?,

@@ -44,7 +44,7 @@ impl Row {
     }
 
     /// Of a run that could not be made.
-    pub fn failed(name: &'static str, title: &'static str, why: String) -> Row {
+    pub fn not_measured(name: &'static str, title: &'static str, why: String) -> Row {
         Row {
             failed: vec![why],
             ..Row::new(name, title, "")
