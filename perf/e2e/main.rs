@@ -153,24 +153,27 @@ fn passes(setup: &Setup, only: &[String]) -> Result<Vec<Row>, String> {
     let mut rows = Vec::<Row>::new();
     for pass in 1..=setup.runs {
         for (name, what, measure, when) in ROWS {
-            let runs = match when {
-                When::Each => 1,
-                When::First if pass == 1 => setup.runs,
+            let (times, runs) = match when {
+                When::Each(_) if setup.quick => (1, 1),
+                When::Each(times) => (*times, 1),
+                When::First if pass == 1 => (1, setup.runs),
                 When::First => continue,
             };
             if setup.go_on().is_err() || !only.is_empty() && !only.iter().any(|only| only == name) {
                 continue;
             }
             eprintln!("pass {pass} of {}: {name}", setup.runs);
-            let row = match measure(&Setup { runs, ..setup.clone() }) {
-                Ok(row) => row,
-                // That an interrupted one is not whole needs no telling.
-                Err(_) if setup.go_on().is_err() => continue,
-                Err(error) => Row::not_measured(name, what, format!("NOT MEASURED in pass {pass}: {error}")),
-            };
-            match rows.iter_mut().find(|own| own.name == *name) {
-                Some(own) => own.add_runs(row).map_err(|error| error.to_string())?,
-                None => rows.push(row),
+            for _ in 0..times {
+                let row = match measure(&Setup { runs, ..setup.clone() }) {
+                    Ok(row) => row,
+                    // That an interrupted one is not whole needs no telling.
+                    Err(_) if setup.go_on().is_err() => break,
+                    Err(error) => Row::not_measured(name, what, format!("NOT MEASURED in pass {pass}: {error}")),
+                };
+                match rows.iter_mut().find(|own| own.name == *name) {
+                    Some(own) => own.add_runs(row).map_err(|error| error.to_string())?,
+                    None => rows.push(row),
+                }
             }
         }
     }

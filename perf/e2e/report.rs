@@ -410,7 +410,7 @@ pub fn write(folder: &Path, machine: &Machine, rows: &[Row]) -> Result<PathBuf, 
     let stem = free_stem(folder, machine);
     let path = |suffix: &str| folder.join(format!("{stem}{suffix}"));
     let mut text = format!(
-        "# perf/endtoend, {}, commit {}\n\n{}, Linux {}. {} runs, in passes through all rows, peers by turns. Load average before {}, after {}.\n\n",
+        "# perf/endtoend, {}, commit {}\n\n{}, Linux {}. {} passes through all rows, peers by turns. Load average before {}, after {}.\n\n",
         machine.date,
         machine.commit,
         machine.machine,

@@ -50,8 +50,9 @@ type Measure = fn(&Setup) -> Result<Row, Error>;
 /// When a row has its runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// One in each pass through the rows: a bad minute of the machine meets one run of each row, and not all runs of one.
-    Each,
+    /// So many in each pass through the rows: a bad minute of the machine meets some runs of each row, and not all runs of one.
+    /// Several where runs differ by more than what their goal leaves, each with namespaces and memory of its own.
+    Each(usize),
     /// All in the first, as what comes before them takes long.
     First,
 }
@@ -62,46 +63,46 @@ pub const ROWS: &[(&str, &str, Measure, When)] = &[
         "packet",
         "CPU per packet at 64 UDP flows, over the bare forwarder and nft",
         datagrams::packet,
-        When::Each,
+        When::Each(3),
     ),
     (
         "flows",
         "the same at 200,000 flows over nft, at a million over itself",
         datagrams::flows,
-        When::Each,
+        When::Each(2),
     ),
     (
         "onepacket",
         "UDP flows of one packet a second, over nft",
         datagrams::one_packet,
-        When::Each,
+        When::Each(1),
     ),
     (
         "connections",
         "new TCP connections a second, over haproxy and the bare forwarder",
         tcp::connections,
-        When::Each,
+        When::Each(1),
     ),
-    ("bulk", "bulk TCP by NAT, over nft", tcp::bulk, When::Each),
+    ("bulk", "bulk TCP by NAT, over nft", tcp::bulk, When::Each(1)),
     (
         "download",
         "bulk download by direct routing, over the direct path",
         tcp::download,
-        When::Each,
+        When::Each(1),
     ),
     (
         "latency",
         "p50 at 10,000 frames a second, above the bare forwarder",
         latency::latency,
-        When::Each,
+        When::Each(1),
     ),
     (
         "overload",
         "delivered at 4 x overload, over peak and the bare forwarder",
         datagrams::overload,
-        When::Each,
+        When::Each(1),
     ),
-    ("idle", "CPU of an idle director", control::idle, When::Each),
+    ("idle", "CPU of an idle director", control::idle, When::Each(1)),
     (
         "takeover",
         "frames lost when a new uvs takes over",
@@ -112,13 +113,13 @@ pub const ROWS: &[(&str, &str, Measure, When)] = &[
         "rules",
         "1,000 services x 10 servers, and one weight among them",
         control::rules,
-        When::Each,
+        When::Each(1),
     ),
     (
         "efficiency",
         "clusters of 2 and 8 bounded servers over a single one",
         cluster::efficiency,
-        When::Each,
+        When::Each(1),
     ),
     (
         "ab",
