@@ -170,14 +170,20 @@ fn passes(setup: &Setup, only: &[String]) -> Result<Vec<Row>, String> {
                     Err(_) if setup.go_on().is_err() => break,
                     Err(error) => Row::not_measured(name, what, format!("NOT MEASURED in pass {pass}: {error}")),
                 };
-                match rows.iter_mut().find(|own| own.name == *name) {
-                    Some(own) => own.add_runs(row).map_err(|error| error.to_string())?,
-                    None => rows.push(row),
-                }
+                add(&mut rows, row)?;
             }
         }
     }
     Ok(rows)
+}
+
+/// To the runs of the same row, if there were any.
+fn add(rows: &mut Vec<Row>, row: Row) -> Result<(), String> {
+    match rows.iter_mut().find(|own| own.name == row.name) {
+        Some(own) => own.add_runs(row).map_err(|error| error.to_string())?,
+        None => rows.push(row),
+    }
+    Ok(())
 }
 
 /// All goals in a few lines.
