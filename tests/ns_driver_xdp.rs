@@ -23,7 +23,7 @@ use uvs::io::poll::Waker;
 use uvs::io::raw::{self, RawInterface, RawWorker};
 use uvs::io::tun::{self, Tun};
 use uvs::io::xdp::{
-    CrateRings, FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XskDriver,
+    FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XdpRings, XskDriver,
 };
 use uvs::packet::{ChecksumOffload, Frame, Offload};
 use uvs::service::TransportProtocol;
@@ -644,11 +644,11 @@ macro_rules! tests_of {
     };
 }
 
-tests_of!(xdp, CrateRings, then: [AttachMode::Native, AttachMode::Generic]);
+tests_of!(xdp, XdpRings, then: [AttachMode::Native, AttachMode::Generic]);
 
 #[test]
 fn xdp_frees_its_queue_when_closed() {
-    a_queue_is_free_again::<CrateRings>();
+    a_queue_is_free_again::<XdpRings>();
 }
 
 // Its rings stay until the process ends, so it takes over once.

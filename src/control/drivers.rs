@@ -23,7 +23,7 @@ use crate::io::netlink::Netlink;
 use crate::io::poll::Waker;
 use crate::io::raw::{self, RawDriver, RawInterface, RawWorker};
 use crate::io::tun::Tun;
-use crate::io::xdp::{self, CrateRings, QueueBinding, Rings, XdpConfig, XdpInterface, XskDriver};
+use crate::io::xdp::{self, QueueBinding, Rings, XdpConfig, XdpInterface, XdpRings, XskDriver};
 use crate::io::{clock, ethtool};
 use crate::options::DriverChoice;
 use crate::packet::Mac;
@@ -106,11 +106,11 @@ pub fn start(
         DriverChoice::Afxdp => start_afxdp(interfaces, maps, workers, shared)?,
         DriverChoice::Xdp => {
             let attached = attach_all(interfaces, maps, None)?;
-            start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared)?
+            start_xdp::<XdpRings>("xdp", attached, interfaces, workers, shared)?
         }
         DriverChoice::Auto => {
             let native = attach_all(interfaces, maps, Some(AttachMode::Native))
-                .and_then(|attached| start_xdp::<CrateRings>("xdp", attached, interfaces, workers, shared));
+                .and_then(|attached| start_xdp::<XdpRings>("xdp", attached, interfaces, workers, shared));
             match native {
                 Ok(running) => running,
                 Err(error) if raw_may_do(&error) => {

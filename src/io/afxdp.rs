@@ -123,6 +123,7 @@ pub struct AfxdpMemory {
 
 impl FrameMemory for AfxdpMemory {
     type Frame = AfxdpFrame;
+    type Chunk = Chunk;
 
     fn map(chunks: u32) -> Result<AfxdpMemory, XdpError> {
         let chunks = chunks as usize;
@@ -150,6 +151,16 @@ impl FrameMemory for AfxdpMemory {
     #[inline]
     fn free(&mut self, frame: AfxdpFrame) {
         self.free.push(frame.chunk);
+    }
+
+    #[inline]
+    fn free_chunks(&mut self) -> &mut [Chunk] {
+        &mut self.free
+    }
+
+    #[inline]
+    fn address(chunk: &Chunk) -> usize {
+        chunk.get_data().as_ptr().addr()
     }
 
     fn outstanding(&self) -> usize {
@@ -233,7 +244,7 @@ impl Rings for AfxdpRings {
     }
 
     #[inline]
-    fn queue(&mut self, frame: AfxdpFrame) {
+    fn queue(&mut self, _memory: &AfxdpMemory, frame: AfxdpFrame) {
         let lost = self.queued.push_back(frame.into_chunk());
         debug_assert!(lost.is_none(), "more than {PENDING_LEN} frames");
     }

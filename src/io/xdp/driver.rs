@@ -3,7 +3,8 @@
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::rings::{FrameMemory, RING, Rings};
+use super::ring::RING;
+use super::rings::{FrameMemory, Rings};
 use super::socket::{Sharing, Socket};
 use super::{BoundQueue, QueueBinding, XdpConfig, XdpError, XdpMode};
 use crate::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
@@ -80,6 +81,13 @@ impl<R: Rings> XskDriver<R> {
     pub fn outstanding(&self) -> usize {
         let in_rings: u32 = self.sockets.iter().map(Socket::frames).sum();
         self.memory.outstanding() - in_rings as usize
+    }
+
+    /// A frame that finds no room stays here.
+    #[cold]
+    fn refuse(&mut self, frame: R::Frame) -> bool {
+        self.memory.free(frame);
+        false
     }
 
     /// Stops sleeping on sockets whose interface is gone.
@@ -164,10 +172,7 @@ impl<R: Rings> Driver for XskDriver<R> {
         let socket = &mut self.sockets[self.senders[interface.0 as usize]];
         match socket.queue(&mut self.memory, frame) {
             Ok(()) => true,
-            Err(frame) => {
-                self.memory.free(frame);
-                false
-            }
+            Err(frame) => self.refuse(frame),
         }
     }
 

@@ -2,109 +2,128 @@
 //!
 //! ```text
 //! chunk (4096):  | kernel (256) | headroom (128) | frame              | tail room |
-//!                               0                head                 tail        3840
+//!                               0                start                start + len 3840
 //! ```
+#![allow(unsafe_code, reason = "bytes of a chunk, which belongs to whoever has its frame")]
 
-use xdp::Packet;
+use std::ptr::NonNull;
 
+use super::CHUNK;
 use crate::packet::frame::HEADROOM_MIN;
-use crate::packet::{Frame, NoRoom, Offload};
+use crate::packet::{ChecksumOffload, Frame, NoRoom, Offload, Window};
 
 /// Headroom of received and allocated frames.
-pub const HEADROOM: u32 = 128;
+pub const HEADROOM: usize = 128;
 
-const _: () = assert!(HEADROOM as usize >= HEADROOM_MIN);
+const _: () = assert!(HEADROOM >= HEADROOM_MIN);
+
+/// What the kernel keeps for itself in front of a frame to receive into (`XDP_PACKET_HEADROOM`).
+pub(super) const KERNEL_LEN: usize = 256;
+
+/// Bytes of a chunk that are ours.
+const ROOM: usize = CHUNK - KERNEL_LEN;
 
 /// Longest frame that is received or can be sent.
-pub const FRAME_LEN_MAX: usize = 4096 - 256 - HEADROOM as usize;
+pub const FRAME_LEN_MAX: usize = ROOM - HEADROOM;
 
-/// A chunk of a worker's frame memory. It has no owner but the driver that handed it out, and must come back to it.
+/// A chunk of a worker's frame memory. It has no owner but the driver that handed it out, and must come back to it: so there is
+/// never a second frame of its chunk, and the memory is there as long as it is.
 pub struct XdpFrame {
-    pub(super) packet: Packet,
-    offload: Offload,
+    /// The chunk's [`ROOM`].
+    room: NonNull<u8>,
+    window: Window,
+    checksum: ChecksumOffload,
 }
 
 impl XdpFrame {
-    pub(super) fn new(packet: Packet) -> XdpFrame {
+    /// `len` bytes from `start` on, in a chunk that nobody else has.
+    #[inline(always)]
+    pub(super) fn new(chunk: NonNull<u8>, start: usize, len: usize) -> XdpFrame {
         XdpFrame {
-            packet,
-            offload: Offload::default(),
+            // SAFETY: a chunk is longer.
+            room: unsafe { chunk.add(KERNEL_LEN) },
+            window: Window::new(start, len),
+            checksum: ChecksumOffload::default(),
         }
+    }
+
+    /// Its first byte.
+    #[inline(always)]
+    pub(super) fn first(&self) -> NonNull<u8> {
+        // SAFETY: a window begins within its buffer.
+        unsafe { self.room.add(self.window.start()) }
+    }
+
+    /// Its length.
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        self.window.len()
     }
 }
 
 impl Frame for XdpFrame {
-    #[inline]
+    #[inline(always)]
     fn bytes(&self) -> &[u8] {
-        &self.packet
+        // SAFETY: see XdpFrame: the memory is there, and nobody else writes to this chunk.
+        self.window
+            .of(unsafe { std::slice::from_raw_parts(self.room.as_ptr(), ROOM) })
     }
 
-    #[inline]
+    #[inline(always)]
     fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.packet
+        // SAFETY: the same, and nobody else reads it.
+        self.window
+            .of_mut(unsafe { std::slice::from_raw_parts_mut(self.room.as_ptr(), ROOM) })
     }
 
-    #[inline]
+    #[inline(always)]
     fn grow_front(&mut self, n: usize) -> Result<(), NoRoom> {
-        let n = i32::try_from(n).map_err(|_| NoRoom)?;
-        self.packet.adjust_head(-n).map_err(|_| NoRoom)
+        self.window.grow_front(n)
     }
 
-    #[inline]
+    #[inline(always)]
     fn shrink_front(&mut self, n: usize) {
-        assert!(
-            n <= self.packet.len(),
-            "a frame of {} bytes cannot start {n} later",
-            self.packet.len()
-        );
-        self.packet.adjust_head(n as i32).expect("it is long enough");
+        self.window.shrink_front(n);
     }
 
-    #[inline]
+    #[inline(always)]
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        let difference = i32::try_from(len as i64 - self.packet.len() as i64).map_err(|_| NoRoom)?;
-        self.packet.adjust_tail(difference).map_err(|_| NoRoom)
+        self.window.set_len(len, ROOM)
     }
 
-    #[inline]
+    #[inline(always)]
     fn offload(&self) -> Offload {
-        self.offload
+        Offload {
+            checksum: self.checksum,
+            segmentation: None,
+        }
     }
 
-    /// Counts only when the frame is handed back to the local stack: AF_XDP sends frames as they are.
-    #[inline]
+    /// Counts only when the frame is handed back to the local stack: AF_XDP sends frames as they are. Super-frames are longer than
+    /// a chunk.
+    #[inline(always)]
     fn set_offload(&mut self, offload: Offload) {
-        self.offload = offload;
+        debug_assert_eq!(offload.segmentation, None, "no super-frame is in a chunk");
+        self.checksum = offload.checksum;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::XdpMemory;
+    use super::super::rings::FrameMemory;
     use super::*;
-
-    /// A frame in memory of its own, as the driver lays them out.
-    fn frame() -> (xdp::Umem, XdpFrame) {
-        let configuration = xdp::umem::UmemCfgBuilder {
-            head_room: HEADROOM,
-            frame_count: 2,
-            ..Default::default()
-        };
-        let mut memory = xdp::Umem::map(configuration.build().unwrap()).unwrap();
-        // SAFETY: the packet is dropped together with its memory, at the end of the test.
-        #[allow(unsafe_code, reason = "allocation in a test")]
-        let packet = unsafe { memory.alloc() }.unwrap();
-        (memory, XdpFrame::new(packet))
-    }
 
     #[test]
     fn grows_into_headroom_and_tail_room_and_no_further() {
-        let (_memory, mut frame) = frame();
+        let mut memory = XdpMemory::map(2).unwrap();
+        let mut frame = memory.allocate().unwrap();
         assert_eq!(frame.bytes().len(), 0);
         frame.set_len(FRAME_LEN_MAX).unwrap();
         assert_eq!(frame.set_len(FRAME_LEN_MAX + 1), Err(NoRoom));
         frame.set_len(60).unwrap();
         frame.bytes_mut().fill(7);
-        frame.grow_front(HEADROOM as usize).unwrap();
+        frame.grow_front(HEADROOM).unwrap();
         assert_eq!(frame.grow_front(1), Err(NoRoom));
         assert_eq!(frame.bytes().len(), 188);
         frame.shrink_front(128);

@@ -9,8 +9,8 @@
 //! ```
 //! All sockets of a worker register the same memory, so a frame that came in at one interface leaves at another by
 //! its address alone. A frame lives in a chunk of 4096 bytes: interfaces with a larger MTU are for the driver `raw`.
-//! [`XskDriver`] is the driver; [`Rings`] is what a crate has to give for it, [`CrateRings`] and
-//! `io::afxdp` are how two crates do.
+//! [`XskDriver`] is the driver; [`Rings`] is what it needs: [`XdpRings`] are those of sockets that the crate `xdp` opens,
+//! and `io::afxdp` has those of another crate.
 //! The worker sends at each interface by the first queue that it owns there, so it must own one on each.
 //!
 //! Memory is taken once: [`RING`] chunks to receive into and as many to send for each queue, and some to
@@ -19,7 +19,9 @@
 mod driver;
 mod frame;
 mod interface;
+mod memory;
 mod order;
+mod ring;
 mod rings;
 mod socket;
 mod wakeup;
@@ -34,11 +36,13 @@ use crate::table::InterfaceId;
 pub use driver::XskDriver;
 pub use frame::{FRAME_LEN_MAX, HEADROOM, XdpFrame};
 pub use interface::{XdpInterface, XdpMode};
-pub use rings::{CrateRings, FrameMemory, RING, Rings};
+pub use memory::XdpMemory;
+pub use ring::RING;
+pub use rings::{FrameMemory, Rings, XdpRings};
 pub use socket::Sharing;
 
 /// The driver on the crate `xdp`.
-pub type XdpDriver = XskDriver<CrateRings>;
+pub type XdpDriver = XskDriver<XdpRings>;
 
 /// Bytes of a chunk: a frame, its headroom, and what the kernel keeps for itself.
 pub const CHUNK: usize = 4096;

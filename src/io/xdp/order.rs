@@ -5,7 +5,7 @@
 //! copy mode. The free frames are a stack, so batches of different lengths, and frames dropped or held, would mix them up
 //! within seconds.
 
-use arrayvec::ArrayVec;
+use std::cmp::Reverse;
 
 use super::rings::FrameMemory;
 use crate::dataplane::driver::BATCH_MAX;
@@ -17,8 +17,6 @@ const CHOICE: usize = 3 * BATCH_MAX;
 /// One in so many may be no neighbour of the one before: to sort takes as long as some 25 cache misses (by its share of a profile), and
 /// with frames on their ways out for longer or shorter a few are always out of order.
 const APART: usize = 32;
-
-const _: () = assert!(CHOICE <= 1 << 8, "which of them is eight bits");
 
 /// Of one fill ring.
 pub(super) struct Order {
@@ -34,57 +32,30 @@ impl Order {
         Order { next: 0, step }
     }
 
-    /// Arranges the free frames that are taken next, `n` of them but [`BATCH_MAX`] at most: how many. `address` says where one
-    /// is.
+    /// Arranges the free chunks that are taken next, `n` of them but [`BATCH_MAX`] at most: how many.
     #[inline]
-    pub fn arrange<M: FrameMemory>(&mut self, memory: &mut M, n: usize, address: impl Fn(&M::Frame) -> usize) -> usize {
-        // The last one back was the first out.
-        let mut frames: ArrayVec<M::Frame, CHOICE> = ArrayVec::new();
-        let n = take(memory, &mut frames, n.min(BATCH_MAX));
-        let apart = |pair: &&[M::Frame]| address(&pair[0]) != address(&pair[1]) + self.step;
-        if frames.windows(2).filter(apart).count() <= n / APART {
-            self.next = frames.first().map_or(self.next, |last| address(last) + 1);
-            frames.drain(..).for_each(|frame| memory.free(frame));
+    pub fn arrange<M: FrameMemory>(&mut self, memory: &mut M, n: usize) -> usize {
+        let free = memory.free_chunks();
+        let n = n.min(BATCH_MAX).min(free.len());
+        // The last one back was the last one out.
+        let (_, back) = free.split_at_mut(free.len() - n);
+        let apart = |pair: &&[M::Chunk]| M::address(&pair[1]) != M::address(&pair[0]) + self.step;
+        if back.windows(2).filter(apart).count() <= n / APART {
+            self.next = back.last().map_or(self.next, |last| M::address(last) + 1);
+            back.reverse();
         } else {
-            take(memory, &mut frames, CHOICE);
-            self.sort(memory, frames, n, address);
+            self.sort::<M>(free, n);
         }
         n
     }
 
-    /// Gives these frames back so that those that come next on the round, `n` of them, are taken next, in its order.
+    /// Puts those that come next on the round, `n` of them, where they are taken next, in its order.
     #[inline(never)]
-    fn sort<M: FrameMemory>(
-        &mut self,
-        memory: &mut M,
-        frames: ArrayVec<M::Frame, CHOICE>,
-        n: usize,
-        address: impl Fn(&M::Frame) -> usize,
-    ) {
-        // Numbers instead of whole frames: how far on the round, and behind it which of them. Addresses have fewer bits than the
-        // shift leaves.
-        let far = |frame: &M::Frame| (address(frame).wrapping_sub(self.next) as u64) << 8;
-        let mut places: ArrayVec<u64, CHOICE> = frames.iter().zip(0..).map(|(frame, n)| far(frame) | n).collect();
-        places.sort_unstable();
-        let which = |place: &u64| (*place % (1 << 8)) as usize;
-        if let Some(last) = places[..n].last() {
-            self.next = address(&frames[which(last)]) + 1;
-        }
-        let mut frames: ArrayVec<Option<M::Frame>, CHOICE> = frames.into_iter().map(Some).collect();
-        let in_order = places.iter().rev().filter_map(|place| frames[which(place)].take());
-        in_order.for_each(|frame| memory.free(frame));
+    fn sort<M: FrameMemory>(&mut self, free: &mut [M::Chunk], n: usize) {
+        let (_, choice) = free.split_at_mut(free.len().saturating_sub(CHOICE));
+        choice.sort_unstable_by_key(|chunk| Reverse(M::address(chunk).wrapping_sub(self.next)));
+        self.next = M::address(&choice[choice.len() - n]) + 1;
     }
-}
-
-/// Takes free frames until there are so many, or no more: how many there are.
-#[inline]
-fn take<M: FrameMemory>(memory: &mut M, frames: &mut ArrayVec<M::Frame, CHOICE>, until: usize) -> usize {
-    while frames.len() < until
-        && let Some(frame) = memory.allocate()
-    {
-        frames.push(frame);
-    }
-    frames.len()
 }
 
 #[cfg(test)]
@@ -101,6 +72,7 @@ mod tests {
 
     impl FrameMemory for Numbers {
         type Frame = usize;
+        type Chunk = usize;
 
         fn map(chunks: u32) -> Result<Numbers, XdpError> {
             Ok(Numbers((0..chunks as usize).rev().collect()))
@@ -112,6 +84,14 @@ mod tests {
 
         fn free(&mut self, frame: usize) {
             self.0.push(frame);
+        }
+
+        fn free_chunks(&mut self) -> &mut [usize] {
+            &mut self.0
+        }
+
+        fn address(chunk: &usize) -> usize {
+            *chunk
         }
 
         fn outstanding(&self) -> usize {
@@ -142,9 +122,7 @@ mod tests {
 
         fn fill(&mut self) {
             while self.frames.len() < RING {
-                let n = self
-                    .order
-                    .arrange(&mut self.memory, RING - self.frames.len(), |number| *number);
+                let n = self.order.arrange(&mut self.memory, RING - self.frames.len());
                 assert!(n > 0, "no frame is lost");
                 let memory = &mut self.memory;
                 self.frames.extend(std::iter::from_fn(|| memory.allocate()).take(n));

@@ -1,25 +1,18 @@
-//! The rings of a socket and the memory behind them: what a crate for AF_XDP has to give, and how `xdp` gives it.
-#![allow(
-    unsafe_code,
-    reason = "the crate leaves it to us that frame memory outlives rings and frames"
-)]
+//! The rings of a socket and the memory behind them: what the driver needs, and sockets of the crate `xdp` that give it.
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use xdp::slab::{HeapSlab, Slab};
+use libc::xdp_desc;
+use xdp::RingConfigBuilder;
 use xdp::socket::{SocketError, XdpSocket, XdpSocketBuilder};
-use xdp::umem::{FrameSize, UmemCfgBuilder};
-use xdp::{Packet, RingConfigBuilder, Umem, WakableRings};
 
-use super::frame::{HEADROOM, XdpFrame};
-use super::wakeup::WakeupFlag;
-use super::{CHUNK, QueueBinding, Sharing, XdpError};
-use crate::dataplane::driver::{BATCH_MAX, Received};
+use super::frame::XdpFrame;
+use super::memory::XdpMemory;
+use super::ring::{RING, SocketRings};
+use super::{QueueBinding, Sharing, XdpError};
+use crate::dataplane::driver::Received;
 use crate::packet::Frame;
 use crate::table::InterfaceId;
-
-/// Descriptors of each ring: a power of two.
-pub const RING: u32 = 2048;
 
 /// The four rings of a bound socket, of [`RING`] descriptors each. The caller counts, and never asks for more than
 /// there is room for.
@@ -47,13 +40,13 @@ pub trait Rings: Sized {
     /// Gives the kernel `n` free frames to receive into, or as many as there are.
     fn fill(&mut self, memory: &mut Self::Memory, n: usize) -> usize;
 
-    /// Remembers a frame to be sent, [`BATCH_MAX`] at most.
-    fn queue(&mut self, frame: Self::Frame);
+    /// Remembers a frame to be sent, [`BATCH_MAX`](crate::dataplane::driver::BATCH_MAX) at most.
+    fn queue(&mut self, memory: &Self::Memory, frame: Self::Frame);
 
     /// Frames remembered.
     fn queued(&self) -> usize;
 
-    /// Puts them on the transmit ring.
+    /// Shows them to the kernel.
     fn submit(&mut self);
 
     /// Takes back up to `n` sent frames.
@@ -70,6 +63,8 @@ pub trait Rings: Sized {
 pub trait FrameMemory: Sized {
     /// A frame outside of the rings.
     type Frame;
+    /// What is known of a free chunk.
+    type Chunk;
 
     /// That many chunks.
     fn map(chunks: u32) -> Result<Self, XdpError>;
@@ -80,77 +75,28 @@ pub trait FrameMemory: Sized {
     /// Takes a frame back.
     fn free(&mut self, frame: Self::Frame);
 
+    /// Those that are free; the last is taken next.
+    fn free_chunks(&mut self) -> &mut [Self::Chunk];
+
+    /// Where a chunk is.
+    fn address(chunk: &Self::Chunk) -> usize;
+
     /// Chunks that are not free.
     fn outstanding(&self) -> usize;
 }
 
-impl FrameMemory for Umem {
-    type Frame = XdpFrame;
-
-    fn map(chunks: u32) -> Result<Umem, XdpError> {
-        let configuration = UmemCfgBuilder {
-            frame_size: FrameSize::FourK,
-            head_room: HEADROOM,
-            frame_count: chunks,
-            ..UmemCfgBuilder::default()
-        };
-        let configuration = configuration.build().expect("constants within their limits");
-        let mut memory = Umem::map(configuration).map_err(|source| XdpError::Memory {
-            mib: chunks as u64 * CHUNK as u64 / (1 << 20),
-            source,
-        })?;
-        advise_huge_pages(&mut memory, chunks);
-        Ok(memory)
-    }
-
-    #[inline]
-    fn allocate(&mut self) -> Option<XdpFrame> {
-        // SAFETY: frames come back to their driver, which owns the memory (contract of Driver).
-        unsafe { self.alloc() }.map(XdpFrame::new)
-    }
-
-    #[inline]
-    fn free(&mut self, frame: XdpFrame) {
-        self.free_packet(frame.packet);
-    }
-
-    fn outstanding(&self) -> usize {
-        Umem::outstanding(self)
-    }
-}
-
-/// Asks for huge pages under memory that is still untouched: each frame is in a page of its own, and of small pages there are
-/// more than the processor remembers.
-fn advise_huge_pages(memory: &mut Umem, chunks: u32) {
-    // The lowest one: nothing was taken yet.
-    let Some(first) = FrameMemory::allocate(memory) else {
-        return;
-    };
-    let start = first.bytes().as_ptr() as usize & !(CHUNK - 1);
-    // SAFETY: MADV_HUGEPAGE changes no content, whosever memory it is about. Its result is of no interest: without huge pages
-    // it is slower, not wrong.
-    unsafe { libc::madvise(start as *mut libc::c_void, chunks as usize * CHUNK, libc::MADV_HUGEPAGE) };
-    FrameMemory::free(memory, first);
-}
-
-/// Rings of the crate `xdp`.
-pub struct CrateRings {
+/// A socket that the crate `xdp` has opened.
+pub struct XdpRings {
+    // Dropped in this order: what is bound goes last.
+    rings: SocketRings,
     socket: XdpSocket,
-    rings: WakableRings,
-    fill_flag: WakeupFlag,
-    transmit_flag: WakeupFlag,
-    /// Frames to be put on the transmit ring.
-    queued: HeapSlab,
 }
 
-// SAFETY: the raw pointers are those of queued frames, to the memory that moves with them in the same driver.
-unsafe impl Send for CrateRings {}
-
-impl Rings for CrateRings {
-    type Memory = Umem;
+impl Rings for XdpRings {
+    type Memory = XdpMemory;
     type Frame = XdpFrame;
 
-    fn open(memory: &Umem, binding: &QueueBinding, sharing: Sharing) -> Result<CrateRings, XdpError> {
+    fn open(memory: &XdpMemory, binding: &QueueBinding, sharing: Sharing) -> Result<XdpRings, XdpError> {
         let failed = |what, error| socket_error(binding, what, error);
         let mut builder = XdpSocketBuilder::new().map_err(|e| failed("open", e))?;
         let sizes = RingConfigBuilder {
@@ -160,22 +106,19 @@ impl Rings for CrateRings {
             completion_count: RING,
         };
         let sizes = sizes.build().expect("powers of two");
-        let (rings, mut flags) = builder
-            .build_wakable_rings(memory, sizes)
+        // The crate's own view of the rings goes at once.
+        let (_, mut flags) = builder
+            .build_wakable_rings(memory.umem(), sizes)
             .map_err(|e| failed("set up", e))?;
-        let (fill_flag, transmit_flag) =
-            WakeupFlag::map(builder.as_raw_fd()).map_err(|e| XdpError::system(binding, "map", e))?;
+        let rings = SocketRings::map(builder.as_raw_fd()).map_err(|e| XdpError::system(binding, "map", e))?;
         match sharing {
             Sharing::ZeroCopy => flags.force_zerocopy(),
             Sharing::Copy => flags.force_copy(),
         }
         let socket = builder.bind(xdp::nic::NicIndex::new(binding.ifindex), binding.queue, flags);
-        Ok(CrateRings {
-            socket: socket.map_err(|e| failed("bind", e))?,
+        Ok(XdpRings {
             rings,
-            fill_flag,
-            transmit_flag,
-            queued: HeapSlab::with_capacity(BATCH_MAX),
+            socket: socket.map_err(|e| failed("bind", e))?,
         })
     }
 
@@ -186,50 +129,60 @@ impl Rings for CrateRings {
     #[inline]
     fn receive(
         &mut self,
-        memory: &Umem,
+        memory: &XdpMemory,
         batch: &mut Vec<Received<XdpFrame>>,
         interface: InterfaceId,
         room: usize,
     ) -> usize {
-        let ring = self.rings.rx_ring.as_mut().expect("it was made with one");
-        // SAFETY: frames come back to their driver, which owns the memory (contract of Driver).
-        unsafe { ring.recv(memory, &mut BatchSlab { batch, interface, room }) }
+        let frame = |entry: xdp_desc| memory.frame(entry.addr, entry.len);
+        self.rings.receive.take(room as u32, |entry| {
+            batch.push(Received {
+                frame: frame(entry),
+                interface,
+            });
+        }) as usize
     }
 
     #[inline]
-    fn fill(&mut self, memory: &mut Umem, n: usize) -> usize {
-        // SAFETY: the driver keeps the memory longer than its sockets. Without wake-up there is no error.
-        unsafe { self.rings.fill_ring.enqueue(memory, n, false) }.unwrap_or(0)
+    fn fill(&mut self, memory: &mut XdpMemory, n: usize) -> usize {
+        let fill = &mut self.rings.fill;
+        memory.take(n).for_each(|chunk| fill.put(chunk));
+        let given = fill.unpublished();
+        fill.publish();
+        given as usize
     }
 
     #[inline]
-    fn queue(&mut self, frame: XdpFrame) {
-        let refused = self.queued.push_front(frame.packet);
-        debug_assert!(refused.is_none(), "more than {BATCH_MAX} frames");
+    fn queue(&mut self, memory: &XdpMemory, frame: XdpFrame) {
+        self.rings.transmit.put(xdp_desc {
+            addr: memory.address_of(&frame),
+            len: frame.len() as u32,
+            options: 0,
+        });
     }
 
     #[inline]
     fn queued(&self) -> usize {
-        self.queued.len()
-    }
-
-    fn submit(&mut self) {
-        let ring = self.rings.tx_ring.as_mut().expect("it was made with one");
-        // SAFETY: the driver keeps the memory longer than its sockets. Without wake-up there is no error.
-        unsafe { ring.send(&mut self.queued, false) }.unwrap_or(0);
+        self.rings.transmit.unpublished() as usize
     }
 
     #[inline]
-    fn complete(&mut self, memory: &mut Umem, n: usize) -> usize {
-        self.rings.completion_ring.dequeue(memory, n)
+    fn submit(&mut self) {
+        self.rings.transmit.publish();
+    }
+
+    #[inline]
+    fn complete(&mut self, memory: &mut XdpMemory, n: usize) -> usize {
+        let sent = |address| memory.give_back(address);
+        self.rings.completion.take(n as u32, sent) as usize
     }
 
     fn fill_wants_wakeup(&mut self) -> bool {
-        self.fill_flag.is_set()
+        self.rings.fill.wants_wakeup()
     }
 
     fn transmit_wants_wakeup(&mut self) -> bool {
-        self.transmit_flag.is_set()
+        self.rings.transmit.wants_wakeup()
     }
 }
 
@@ -240,39 +193,4 @@ fn socket_error(binding: &QueueBinding, what: &'static str, error: SocketError) 
         SocketError::RingMap { inner, .. } => inner,
     };
     XdpError::system(binding, what, source)
-}
-
-/// Lets a receive ring push right into the batch.
-struct BatchSlab<'a> {
-    batch: &'a mut Vec<Received<XdpFrame>>,
-    interface: InterfaceId,
-    room: usize,
-}
-
-impl Slab for BatchSlab<'_> {
-    #[inline]
-    fn available(&self) -> usize {
-        self.room
-    }
-
-    fn len(&self) -> usize {
-        self.batch.len()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.batch.is_empty()
-    }
-
-    #[inline]
-    fn push_front(&mut self, packet: Packet) -> Option<Packet> {
-        self.batch.push(Received {
-            frame: XdpFrame::new(packet),
-            interface: self.interface,
-        });
-        None
-    }
-
-    fn pop_back(&mut self) -> Option<Packet> {
-        self.batch.pop().map(|received| received.frame.packet)
-    }
 }

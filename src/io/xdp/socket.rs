@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::order::Order;
-use super::rings::{RING, Rings};
+use super::ring::RING;
+use super::rings::Rings;
 use super::{CHUNK, QueueBinding, XdpError, wakeup};
 use crate::dataplane::driver::{BATCH_MAX, InterfaceStatistics, Received};
 use crate::packet::Frame;
@@ -94,9 +95,8 @@ impl<R: Rings> Socket<R> {
         if self.filled == RING || self.dead {
             return;
         }
-        let address = |frame: &R::Frame| frame.bytes().as_ptr().addr();
         while self.filled < RING {
-            let n = self.order.arrange(memory, (RING - self.filled) as usize, address);
+            let n = self.order.arrange(memory, (RING - self.filled) as usize);
             let given = self.rings.fill(memory, n);
             self.filled += given as u32;
             if given == 0 {
@@ -111,30 +111,34 @@ impl<R: Rings> Socket<R> {
     /// Queues a frame to be sent at the next flush, or gives it back because there is no room.
     #[inline]
     pub fn queue(&mut self, memory: &mut R::Memory, frame: R::Frame) -> Result<(), R::Frame> {
-        if self.dead || self.is_full(memory) {
+        if self.dead || self.is_full() && !self.make_room(memory) {
             self.transmit_failed += 1;
             return Err(frame);
         }
         if self.rings.queued() >= BATCH_MAX {
             self.submit();
         }
-        self.rings.queue(frame);
+        self.rings.queue(memory, frame);
         Ok(())
     }
 
-    fn is_full(&mut self, memory: &mut R::Memory) -> bool {
-        let full = |s: &Self| s.sending + s.rings.queued() as u32 >= RING;
-        if full(self) {
-            self.reap(memory);
-            if full(self) {
-                self.flush();
-                self.reap(memory);
-            }
-        }
-        full(self)
+    #[inline]
+    fn is_full(&self) -> bool {
+        self.sending + self.rings.queued() as u32 >= RING
     }
 
-    /// Puts queued frames on the transmit ring. There is room: [`Socket::queue`] has counted.
+    /// Whether there was some to make.
+    #[cold]
+    fn make_room(&mut self, memory: &mut R::Memory) -> bool {
+        self.reap(memory);
+        if self.is_full() {
+            self.flush();
+            self.reap(memory);
+        }
+        !self.is_full()
+    }
+
+    /// Shows queued frames to the kernel. There is room: [`Socket::queue`] has counted.
     fn submit(&mut self) {
         let queued = self.rings.queued();
         if queued > 0 {

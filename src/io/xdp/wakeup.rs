@@ -1,83 +1,10 @@
-//! What the crates do not show: whether the kernel wants to be woken (need_wakeup), waking it, what a socket really
-//! got, and what was counted on it.
+//! What the crates do not show: waking the kernel, what a socket really got, and what was counted on it.
 //!
-//! The flag stands in the shared head of the fill and the transmit ring, of which this maps one more view. In copy
-//! mode the kernel always wants to be woken to send; on zero-copy cards that are busy anyway, a kick is saved.
-#![allow(
-    unsafe_code,
-    reason = "mmap of ring heads, sendto and recvfrom without data, socket options"
-)]
+//! In copy mode the kernel always wants to be woken to send; on zero-copy cards that are busy anyway, a kick is saved.
+#![allow(unsafe_code, reason = "sendto and recvfrom without data, socket options")]
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-/// A ring's flag word.
-#[derive(Debug)]
-pub(super) struct WakeupFlag {
-    page: *mut libc::c_void,
-    flags: *const AtomicU32,
-}
-
-// SAFETY: the pointers are to a shared mapping that only this value unmaps, and the flags are atomic.
-unsafe impl Send for WakeupFlag {}
-
-const PAGE: usize = 4096;
-
-impl WakeupFlag {
-    /// Maps the flags of the fill and the transmit ring. To be called before the socket is bound.
-    pub fn map(socket: RawFd) -> io::Result<(WakeupFlag, WakeupFlag)> {
-        // SAFETY: plain numbers, for which zero is valid.
-        let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
-        let mut len = size_of::<libc::xdp_mmap_offsets>() as libc::socklen_t;
-        let (level, option) = (libc::SOL_XDP, libc::XDP_MMAP_OFFSETS);
-        // SAFETY: the pointers are to the structure of that option and to its length.
-        let result = unsafe { libc::getsockopt(socket, level, option, (&raw mut offsets).cast(), &raw mut len) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fill = WakeupFlag::view(socket, libc::XDP_UMEM_PGOFF_FILL_RING as i64, offsets.fr.flags)?;
-        let transmit = WakeupFlag::view(socket, libc::XDP_PGOFF_TX_RING, offsets.tx.flags)?;
-        Ok((fill, transmit))
-    }
-
-    fn view(socket: RawFd, ring: i64, flags: u64) -> io::Result<WakeupFlag> {
-        assert!(flags as usize + size_of::<AtomicU32>() <= PAGE, "ring flags at {flags}");
-        // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
-        let page = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                PAGE,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                socket,
-                ring as libc::off_t,
-            )
-        };
-        if page == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(WakeupFlag {
-            page,
-            // SAFETY: within the page (asserted), where the kernel says the 32-bit flags are.
-            flags: unsafe { page.byte_add(flags as usize) }.cast(),
-        })
-    }
-
-    /// The kernel waits to be woken.
-    #[inline]
-    pub fn is_set(&self) -> bool {
-        // SAFETY: the mapping lives as long as `self`; the kernel writes the aligned word atomically.
-        unsafe { &*self.flags }.load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
-    }
-}
-
-impl Drop for WakeupFlag {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping of that length, used by nobody after this. It cannot fail on a mapped page.
-        unsafe { libc::munmap(self.page, PAGE) };
-    }
-}
 
 /// Tells the kernel that the transmit ring has frames.
 pub(super) fn kick_transmit(socket: RawFd) -> io::Result<()> {

@@ -1,0 +1,264 @@
+//! The rings that a socket shares with the kernel, as its documentation has them (Documentation/networking/af_xdp.rst): one side
+//! writes entries and says how far, the other reads them and says how far.
+//!
+//! The crate `xdp` opens the socket, and has rings too. Their frames have 48 bytes and are moved from ring to batch, from batch to
+//! queue and from queue to ring, and those to receive into wait in a list that cannot be looked at: in perf/README.md is what that took.
+#![allow(
+    unsafe_code,
+    reason = "counters and entries lie in memory that the kernel writes too; perf/README.md has what it saves"
+)]
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{xdp_desc, xdp_mmap_offsets, xdp_ring_offset};
+use memmap2::{MmapOptions, MmapRaw};
+
+/// Descriptors of each ring: a power of two.
+pub const RING: u32 = 2048;
+
+/// What entries are: plain numbers, of which any are good.
+pub trait Entry: Copy {}
+/// The address of a chunk in the frame memory.
+impl Entry for u64 {}
+/// The address of a frame, and its length.
+impl Entry for xdp_desc {}
+
+/// The four rings of a socket.
+pub struct SocketRings {
+    /// Chunks to receive into.
+    pub fill: Producer<u64>,
+    /// Frames received.
+    pub receive: Consumer<xdp_desc>,
+    /// Frames to send.
+    pub transmit: Producer<xdp_desc>,
+    /// Frames sent.
+    pub completion: Consumer<u64>,
+}
+
+impl SocketRings {
+    /// Maps the rings of a socket, which has them, of [`RING`] entries each, and is not bound yet: then the kernel refuses.
+    pub fn map(socket: RawFd) -> io::Result<SocketRings> {
+        let offsets = offsets(socket)?;
+        Ok(SocketRings {
+            fill: Producer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_FILL_RING, offsets.fr)?),
+            receive: Consumer(Ring::map(socket, libc::XDP_PGOFF_RX_RING as u64, offsets.rx)?),
+            transmit: Producer::new(Ring::map(socket, libc::XDP_PGOFF_TX_RING as u64, offsets.tx)?),
+            completion: Consumer(Ring::map(socket, libc::XDP_UMEM_PGOFF_COMPLETION_RING, offsets.cr)?),
+        })
+    }
+}
+
+/// Where in each ring's memory things are.
+fn offsets(socket: RawFd) -> io::Result<xdp_mmap_offsets> {
+    // SAFETY: plain numbers, for which zero is valid.
+    let mut offsets: xdp_mmap_offsets = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<xdp_mmap_offsets>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_XDP, libc::XDP_MMAP_OFFSETS);
+    // SAFETY: the pointers are to the structure of that option and to its length.
+    let result = unsafe { libc::getsockopt(socket, level, option, (&raw mut offsets).cast(), &raw mut len) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if len as usize != size_of::<xdp_mmap_offsets>() {
+        let what = format!("the kernel tells {len} bytes of where its rings are: too old, before 5.4");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    }
+    Ok(offsets)
+}
+
+/// A ring's memory, and how far we are in it.
+struct Ring<T> {
+    memory: MmapRaw,
+    offsets: xdp_ring_offset,
+    /// The entry that we write or read next, counted from the beginning; runs over, as the kernel's counts do.
+    next: u32,
+    entries: PhantomData<T>,
+}
+
+impl<T: Entry> Ring<T> {
+    fn map(socket: RawFd, page: u64, offsets: xdp_ring_offset) -> io::Result<Ring<T>> {
+        let len = offsets.desc as usize + RING as usize * size_of::<T>();
+        let counters = [offsets.producer, offsets.consumer, offsets.flags];
+        let inside = |&at: &u64| at.is_multiple_of(4) && at as usize + size_of::<AtomicU32>() <= len;
+        assert!(
+            counters.iter().all(inside) && offsets.desc.is_multiple_of(8),
+            "counters at {counters:?}, entries at {}",
+            offsets.desc
+        );
+        let memory = MmapOptions::new().offset(page).len(len).populate().map_raw(socket)?;
+        Ok(Ring {
+            memory,
+            offsets,
+            next: 0,
+            entries: PhantomData,
+        })
+    }
+
+    #[inline(always)]
+    fn counter(&self, at: u64) -> &AtomicU32 {
+        // SAFETY: within the mapping and aligned (looked at when it was made), which lives as long as `self`; both sides write it
+        // atomically.
+        unsafe { &*self.memory.as_ptr().add(at as usize).cast() }
+    }
+
+    #[inline(always)]
+    fn produced(&self) -> &AtomicU32 {
+        self.counter(self.offsets.producer)
+    }
+
+    #[inline(always)]
+    fn consumed(&self) -> &AtomicU32 {
+        self.counter(self.offsets.consumer)
+    }
+
+    /// Entry `n`, counted from the beginning.
+    #[inline(always)]
+    fn entry(&self, n: u32) -> *mut T {
+        let entries = self.memory.as_mut_ptr().wrapping_add(self.offsets.desc as usize);
+        entries.cast::<T>().wrapping_add((n % RING) as usize)
+    }
+}
+
+/// A ring whose entries we write and the kernel reads.
+pub struct Producer<T> {
+    ring: Ring<T>,
+    /// Entries from here on the kernel does not know of.
+    published: u32,
+}
+
+impl<T: Entry> Producer<T> {
+    fn new(ring: Ring<T>) -> Producer<T> {
+        Producer { ring, published: 0 }
+    }
+
+    /// Writes an entry. The caller has counted that there is room.
+    #[inline(always)]
+    pub fn put(&mut self, entry: T) {
+        let next = self.ring.next;
+        debug_assert!(
+            next.wrapping_sub(self.ring.consumed().load(Ordering::Acquire)) < RING,
+            "the kernel has not read entry {next} of the last round"
+        );
+        // SAFETY: in the mapping, and the kernel does not read it before it is published.
+        unsafe { self.ring.entry(next).write(entry) };
+        self.ring.next = next.wrapping_add(1);
+    }
+
+    /// Entries written and not yet published.
+    #[inline(always)]
+    pub fn unpublished(&self) -> u32 {
+        self.ring.next.wrapping_sub(self.published)
+    }
+
+    /// Tells the kernel of all.
+    #[inline(always)]
+    pub fn publish(&mut self) {
+        self.published = self.ring.next;
+        self.ring.produced().store(self.published, Ordering::Release);
+    }
+
+    /// The kernel sleeps until it is told (`XDP_USE_NEED_WAKEUP`).
+    #[inline]
+    pub fn wants_wakeup(&self) -> bool {
+        self.ring.counter(self.ring.offsets.flags).load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
+    }
+}
+
+/// A ring whose entries the kernel writes and we read.
+pub struct Consumer<T>(Ring<T>);
+
+impl<T: Entry> Consumer<T> {
+    /// Takes the entries that are there, `max` of them at most: how many.
+    #[inline(always)]
+    pub fn take(&mut self, max: u32, mut each: impl FnMut(T)) -> u32 {
+        let ring = &mut self.0;
+        let n = ring.produced().load(Ordering::Acquire).wrapping_sub(ring.next).min(max);
+        if n == 0 {
+            return 0;
+        }
+        for i in 0..n {
+            // SAFETY: in the mapping, written before the kernel said so, and not written again before we say that it is read.
+            each(unsafe { ring.entry(ring.next.wrapping_add(i)).read() });
+        }
+        ring.next = ring.next.wrapping_add(n);
+        ring.consumed().store(ring.next, Ordering::Release);
+        n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    /// A ring and its other side, both of which have come so far.
+    fn both_sides(at: u32) -> (Producer<u64>, Consumer<u64>) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096 + u64::from(RING) * 8).unwrap();
+        // As the kernel lays them out: counters in cache lines of their own.
+        let offsets = xdp_ring_offset {
+            producer: 0,
+            consumer: 64,
+            desc: 320,
+            flags: 4,
+        };
+        let ring = || Ring {
+            next: at,
+            ..Ring::map(file.as_raw_fd(), 0, offsets).unwrap()
+        };
+        let mut producer = Producer::new(ring());
+        producer.publish();
+        producer.ring.consumed().store(at, Ordering::Release);
+        (producer, Consumer(ring()))
+    }
+
+    /// Goal: nothing is lost, changed or seen early, also where counts run over. How: batches of several lengths, from shortly before
+    /// that, three rounds long.
+    #[test]
+    fn what_goes_in_comes_out() {
+        let (mut producer, mut consumer) = both_sides(u32::MAX - 1000);
+        let (mut put, mut taken) = (0u64, 0u64);
+        for batch in (1..=64).cycle().take(200) {
+            (0..batch).for_each(|n| producer.put(put + n));
+            assert_eq!((producer.unpublished(), consumer.take(64, |_| {})), (batch as u32, 0));
+            producer.publish();
+            put += batch;
+            assert_eq!(producer.unpublished(), 0);
+            let most = 1 + batch as u32 / 2;
+            while taken < put {
+                let left = (put - taken) as u32;
+                let n = consumer.take(most, |entry| {
+                    assert_eq!(entry, taken);
+                    taken += 1;
+                });
+                assert_eq!(n, most.min(left));
+            }
+        }
+        assert!(put > 3 * u64::from(RING));
+    }
+
+    /// Goal: whoever counts wrong hears of it (in debug builds). How: one entry more than there is room for.
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "has not read entry 2048")]
+    fn a_full_ring_takes_no_more() {
+        let (mut producer, _consumer) = both_sides(0);
+        (0..=u64::from(RING)).for_each(|n| producer.put(n));
+    }
+
+    /// Goal: the flag is the kernel's, not ours. How: set and cleared as the kernel does.
+    #[test]
+    fn wakeup_is_told_by_the_flag() {
+        let (producer, _consumer) = both_sides(0);
+        assert!(!producer.wants_wakeup());
+        let flags = producer.ring.counter(producer.ring.offsets.flags);
+        flags.store(libc::XDP_RING_NEED_WAKEUP, Ordering::Relaxed);
+        assert!(producer.wants_wakeup());
+        flags.store(0, Ordering::Relaxed);
+        assert!(!producer.wants_wakeup());
+    }
+}
