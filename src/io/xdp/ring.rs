@@ -1,12 +1,10 @@
 //! The rings that a socket shares with the kernel, as its documentation has them (Documentation/networking/af_xdp.rst): one side
 //! writes entries and says how far, the other reads them and says how far.
 //!
-//! The crate `xdp` opens the socket, and has rings too. Their frames have 48 bytes and are moved from ring to batch, from batch to
-//! queue and from queue to ring, and those to receive into wait in a list that cannot be looked at: in perf/README.md is what that took.
-#![allow(
-    unsafe_code,
-    reason = "counters and entries lie in memory that the kernel writes too; perf/README.md has what it saves"
-)]
+//! The crate `xdp` opens the socket, and has rings too. Its frames are 48 bytes that are moved from ring to batch, from batch to queue
+//! and from queue to ring, and none of the free ones can be looked at without being taken: that was two fifths of what the driver
+//! took of a worker's time (perf/README.md).
+#![allow(unsafe_code, reason = "counters and entries lie in memory that the kernel writes too")]
 
 use std::io;
 use std::marker::PhantomData;
@@ -19,12 +17,16 @@ use memmap2::{MmapOptions, MmapRaw};
 /// Descriptors of each ring: a power of two.
 pub const RING: u32 = 2048;
 
-/// What entries are: plain numbers, of which any are good.
-pub trait Entry: Copy {}
-/// The address of a chunk in the frame memory.
-impl Entry for u64 {}
-/// The address of a frame, and its length.
-impl Entry for xdp_desc {}
+/// What entries are.
+///
+/// # Safety
+///
+/// The kernel has the same type there, and any bytes are a value of it.
+pub unsafe trait Entry: Copy {}
+// SAFETY: a number: the address of a chunk in the frame memory.
+unsafe impl Entry for u64 {}
+// SAFETY: three numbers, the kernel's own structure: the address of a frame, its length, and options.
+unsafe impl Entry for xdp_desc {}
 
 /// The four rings of a socket.
 pub struct SocketRings {
