@@ -2,9 +2,12 @@
 //! writes entries and says how far, the other reads them and says how far.
 //!
 //! The crate `xdp` opens the socket, and has rings too. Its frames are 48 bytes that are moved from ring to batch, from batch to queue
-//! and from queue to ring, and none of the free ones can be looked at without being taken: that was two fifths of what the driver
-//! took of a worker's time (perf/README.md).
-#![allow(unsafe_code, reason = "counters and entries lie in memory that the kernel writes too")]
+//! and from queue to ring, and none of the free ones can be looked at without being taken: that was a quarter of a worker's own time
+//! (perf/README.md).
+#![allow(
+    unsafe_code,
+    reason = "counters and entries lie in memory that the kernel writes too"
+)]
 
 use std::io;
 use std::marker::PhantomData;
