@@ -47,6 +47,12 @@ impl XdpFrame {
         }
     }
 
+    /// A byte of its chunk.
+    #[inline(always)]
+    pub(super) fn room(&self) -> NonNull<u8> {
+        self.room
+    }
+
     /// Its first byte.
     #[inline(always)]
     pub(super) fn first(&self) -> NonNull<u8> {

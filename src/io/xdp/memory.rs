@@ -1,7 +1,7 @@
 //! The memory that all sockets of a worker share with the kernel, and its free chunks.
 #![allow(
     unsafe_code,
-    reason = "the crate leaves it to us that frame memory outlives rings and frames"
+    reason = "addresses of the kernel's are places in memory that the crate maps"
 )]
 
 use std::ptr::NonNull;
@@ -28,32 +28,38 @@ unsafe impl Send for XdpMemory {}
 
 impl XdpMemory {
     /// To be registered with sockets.
-    pub fn umem(&self) -> &Umem {
+    pub(super) fn umem(&self) -> &Umem {
         &self.umem
     }
 
     /// A frame of which the kernel said where it is.
     #[inline(always)]
-    pub fn frame(&self, address: u64, len: u32) -> XdpFrame {
+    pub(super) fn frame(&self, address: u64, len: u32) -> XdpFrame {
         let (chunk, at) = (address & !(CHUNK as u64 - 1), address as usize % CHUNK);
+        debug_assert!(at >= KERNEL_LEN, "a frame at {at} of its chunk");
         XdpFrame::new(self.at(chunk), at - KERNEL_LEN, len as usize)
     }
 
     /// Where the kernel finds a frame.
     #[inline(always)]
-    pub fn address_of(&self, frame: &XdpFrame) -> u64 {
-        (frame.first().addr().get() - self.base.addr().get()) as u64
+    pub(super) fn address_of(&self, frame: &XdpFrame) -> u64 {
+        self.distance(frame.first())
+    }
+
+    #[inline(always)]
+    fn distance(&self, to: NonNull<u8>) -> u64 {
+        (to.addr().get() - self.base.addr().get()) as u64
     }
 
     /// Takes back the chunk of that address, or of one in it.
     #[inline(always)]
-    pub fn give_back(&mut self, address: u64) {
+    pub(super) fn give_back(&mut self, address: u64) {
         self.free.push(address & !(CHUNK as u64 - 1));
     }
 
     /// Takes the free chunks that come next, `n` of them or all.
     #[inline(always)]
-    pub fn take(&mut self, n: usize) -> impl Iterator<Item = u64> {
+    pub(super) fn take(&mut self, n: usize) -> impl Iterator<Item = u64> {
         self.free.drain(self.free.len().saturating_sub(n)..).rev()
     }
 
@@ -90,7 +96,8 @@ impl FrameMemory for XdpMemory {
         })?;
         // SAFETY: packets are where chunks are, no more; nobody reads or writes by them.
         let packets = std::iter::from_fn(|| unsafe { umem.alloc() });
-        let starts: Vec<usize> = packets.map(|packet| packet.as_ptr().addr() & !(CHUNK - 1)).collect();
+        let start = |packet: xdp::Packet| packet.as_ptr().expose_provenance() & !(CHUNK - 1);
+        let starts: Vec<usize> = packets.map(start).collect();
         let base = *starts.iter().min().expect("there are chunks");
         let memory = XdpMemory {
             umem,
@@ -110,7 +117,7 @@ impl FrameMemory for XdpMemory {
 
     #[inline]
     fn free(&mut self, frame: XdpFrame) {
-        self.give_back(self.address_of(&frame));
+        self.give_back(self.distance(frame.room()));
     }
 
     #[inline]
@@ -125,5 +132,52 @@ impl FrameMemory for XdpMemory {
 
     fn outstanding(&self) -> usize {
         self.chunks - self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::Frame;
+
+    /// Goal: no chunk is lost, and none is handed out twice. How: all of them, written to and looked at again; then frames that begin
+    /// and end anywhere in their chunks, by their addresses and back.
+    #[test]
+    fn each_chunk_comes_back_as_itself() {
+        let mut memory = XdpMemory::map(8).unwrap();
+        let mut frames: Vec<XdpFrame> = std::iter::from_fn(|| memory.allocate()).collect();
+        assert_eq!((frames.len(), memory.outstanding()), (8, 8));
+        for (frame, n) in frames.iter_mut().zip(0u8..) {
+            frame.set_len(60).unwrap();
+            frame.bytes_mut().fill(n);
+            assert_eq!(
+                memory.address_of(frame),
+                (n as u64 * CHUNK as u64) + (KERNEL_LEN + HEADROOM) as u64
+            );
+        }
+        let ends: [fn(&mut XdpFrame); 4] = [
+            |frame| frame.grow_front(HEADROOM).unwrap(),
+            |frame| frame.shrink_front(60),
+            |frame| frame.set_len(super::super::FRAME_LEN_MAX).unwrap(),
+            |frame| {
+                frame.set_len(super::super::FRAME_LEN_MAX).unwrap();
+                frame.shrink_front(super::super::FRAME_LEN_MAX);
+            },
+        ];
+        for ((mut frame, n), end) in frames.into_iter().zip(0u8..).zip(ends.into_iter().cycle()) {
+            assert_eq!(frame.bytes(), [n; 60]);
+            end(&mut frame);
+            let (address, len) = (memory.address_of(&frame), frame.bytes().len());
+            let place = frame.bytes().as_ptr_range();
+            if len > 0 {
+                assert_eq!(memory.frame(address, len as u32).bytes().as_ptr_range(), place);
+            }
+            memory.free(frame);
+            assert_eq!(memory.free_chunks().last(), Some(&(n as u64 * CHUNK as u64)));
+        }
+        assert_eq!(memory.outstanding(), 0);
+        let all: Vec<u64> = memory.take(9).collect();
+        assert_eq!(all, (0..8).rev().map(|n| n * CHUNK as u64).collect::<Vec<_>>());
+        assert!(memory.allocate().is_none());
     }
 }

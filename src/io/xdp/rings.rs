@@ -40,10 +40,10 @@ pub trait Rings: Sized {
     /// Gives the kernel `n` free frames to receive into, or as many as there are.
     fn fill(&mut self, memory: &mut Self::Memory, n: usize) -> usize;
 
-    /// Remembers a frame to be sent, [`BATCH_MAX`](crate::dataplane::driver::BATCH_MAX) at most.
+    /// Takes a frame to be sent, [`BATCH_MAX`](crate::dataplane::driver::BATCH_MAX) at most.
     fn queue(&mut self, memory: &Self::Memory, frame: Self::Frame);
 
-    /// Frames remembered.
+    /// Frames taken that the kernel does not know of.
     fn queued(&self) -> usize;
 
     /// Shows them to the kernel.

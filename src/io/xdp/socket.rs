@@ -1,7 +1,6 @@
 //! One AF_XDP socket: one receive queue of one interface, with its four rings.
 //!
-//! Frames are counted where they are, so that every ring always has room for what is put on it: rings take all of a
-//! request or nothing.
+//! Frames are counted where they are, so that every ring always has room for what is put on it: rings do not look.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -99,6 +98,7 @@ impl<R: Rings> Socket<R> {
             let n = self.order.arrange(memory, (RING - self.filled) as usize);
             let given = self.rings.fill(memory, n);
             self.filled += given as u32;
+            debug_assert!(self.filled <= RING, "{} frames on a ring of {RING}", self.filled);
             if given == 0 {
                 break;
             }
@@ -119,6 +119,11 @@ impl<R: Rings> Socket<R> {
             self.submit();
         }
         self.rings.queue(memory, frame);
+        debug_assert!(
+            self.sending + self.rings.queued() as u32 <= RING,
+            "{} frames on a ring of {RING}",
+            self.sending
+        );
         Ok(())
     }
 
