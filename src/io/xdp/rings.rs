@@ -134,13 +134,11 @@ impl Rings for XdpRings {
         interface: InterfaceId,
         room: usize,
     ) -> usize {
-        let frame = |entry: xdp_desc| memory.frame(entry.addr, entry.len);
-        self.rings.receive.take(room as u32, |entry| {
-            batch.push(Received {
-                frame: frame(entry),
-                interface,
-            });
-        }) as usize
+        let arrived = |entry: xdp_desc| {
+            let frame = memory.frame(entry.addr, entry.len);
+            batch.push(Received { frame, interface });
+        };
+        self.rings.receive.take(room as u32, arrived) as usize
     }
 
     #[inline]
