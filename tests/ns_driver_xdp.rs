@@ -23,8 +23,10 @@ use uvs::io::poll::Waker;
 use uvs::io::raw::{self, RawInterface, RawWorker};
 use uvs::io::tun::{self, Tun};
 use uvs::io::xdp::{
-    FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XdpRings, XskDriver,
+    FRAME_LEN_MAX, FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XdpRings,
+    XskDriver,
 };
+use uvs::packet::frame::HEADROOM_MIN;
 use uvs::packet::{ChecksumOffload, Frame, Offload};
 use uvs::service::TransportProtocol;
 use uvs::table::InterfaceId;
@@ -78,6 +80,15 @@ impl Lab {
         }
         lab.director.set_sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
         Some(lab)
+    }
+
+    /// At both ends.
+    fn set_mtu(&self, mtu: u32) {
+        for (namespace, name) in [(&self.client, "c0"), (&self.director, "d0")] {
+            let mut netlink = Netlink::open_in(namespace).unwrap();
+            let index = netlink.link(name).unwrap().index;
+            netlink.set_mtu(index, mtu).unwrap();
+        }
     }
 
     fn d0(&self) -> Link {
@@ -194,9 +205,7 @@ fn forward(driver: &mut impl Driver, stop: &AtomicBool) -> Done {
             }
             echo(bytes);
             received.frame.set_offload(Offload::default());
-            // Out and in again, as a tunnel would.
-            received.frame.grow_front(64).unwrap();
-            received.frame.shrink_front(64);
+            into_headroom(&mut received.frame);
             let sent = driver.transmit(received.interface, received.frame);
             done.transmitted += sent as u64;
             done.refused += !sent as u64;
@@ -204,6 +213,14 @@ fn forward(driver: &mut impl Driver, stop: &AtomicBool) -> Done {
         driver.flush();
     }
     done
+}
+
+/// The same frame further in front, where one begins that a tunnel has wrapped.
+fn into_headroom(frame: &mut impl Frame) {
+    let len = frame.bytes().len();
+    frame.grow_front(HEADROOM_MIN).unwrap();
+    frame.bytes_mut().copy_within(HEADROOM_MIN.., 0);
+    frame.set_len(len).unwrap();
 }
 
 /// Swaps who talks to whom; a UDP checksum of 0 is none.
@@ -298,22 +315,37 @@ fn says_what_it_got_and_why<R: Rings>() {
 
 /// How: a frame too large for a page on the way. Goal: generic mode with the kernel's reason.
 fn falls_to_generic_when_the_mtu_is_too_large<R: Rings>() {
-    let Some(lab) = Lab::new(1) else { return };
-    let d0 = lab.d0();
-    Netlink::open_in(&lab.director)
-        .unwrap()
-        .set_mtu(d0.index, 9000)
-        .unwrap();
-    let c0 = Netlink::open_in(&lab.client).unwrap().link("c0").unwrap();
-    Netlink::open_in(&lab.client).unwrap().set_mtu(c0.index, 9000).unwrap();
-    lab.director
-        .run(|| {
-            let station = open::<R>(None, &d0, 1);
-            assert_eq!(station.mode, XdpMode::Generic);
-            let reasons = station.interface.reasons().join("\n");
-            assert!(reasons.contains("MTU"), "{reasons}");
-        })
-        .unwrap();
+    in_lab(1, |lab, d0| {
+        lab.set_mtu(9000);
+        let station = open::<R>(None, &d0, 1);
+        assert_eq!(station.mode, XdpMode::Generic);
+        let reasons = station.interface.reasons().join("\n");
+        assert!(reasons.contains("MTU"), "{reasons}");
+    });
+}
+
+/// How: an echo that fills a chunk but for its headroom, and one that is a byte longer. Goal: the first comes back as it was, from
+/// further in front; the second is counted.
+fn a_frame_as_long_as_its_chunk<R: Rings>() {
+    const PAYLOAD: usize = FRAME_LEN_MAX - 42;
+    in_lab(1, |lab, d0| {
+        lab.set_mtu(9000);
+        let mut station = open::<R>(None, &d0, 1);
+        let client = lab.client(ECHO);
+        let mut said: Vec<u8> = (0..=PAYLOAD).map(|n| n as u8).collect();
+        let done = while_forwarding(&mut station, || {
+            client.send(&said).unwrap();
+            assert_eq!(client.recv(&mut [0; 9000]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            said.truncate(PAYLOAD);
+            client.send(&said).unwrap();
+            let mut heard = [0; 9000];
+            let n = client.recv(&mut heard).unwrap();
+            assert!(heard[..n] == said, "{n} bytes of {PAYLOAD}, or others");
+        });
+        assert_eq!((done.received, done.transmitted), (1, 1));
+        assert_eq!(station.driver.statistics()[0].rx_dropped, 1);
+        assert_eq!(station.driver.outstanding(), 0);
+    });
 }
 
 /// How: queue 1 of 1, and an interface without a queue of ours. Goal: errors that name what and where.
@@ -645,6 +677,11 @@ macro_rules! tests_of {
 }
 
 tests_of!(xdp, XdpRings, then: [AttachMode::Native, AttachMode::Generic]);
+
+#[test]
+fn xdp_takes_a_frame_as_long_as_its_chunk() {
+    a_frame_as_long_as_its_chunk::<XdpRings>();
+}
 
 #[test]
 fn xdp_frees_its_queue_when_closed() {
