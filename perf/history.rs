@@ -1,6 +1,7 @@
 //! What all kept results say of each goal: in how many it was met, and between which medians, by machine. Run by `perf/history`.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -112,18 +113,19 @@ fn must(at_most: bool, limit: f64, unit: &str) -> String {
 }
 
 fn main() -> ExitCode {
-    let Some(folder) = std::env::args_os().nth(1) else {
-        eprintln!("perf/history: say where the results are");
-        return ExitCode::FAILURE;
-    };
-    match read(Path::new(&folder)) {
-        Ok(figures) => print(&figures),
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("perf/results");
+    let folder = std::env::args_os().nth(1).map_or(folder, PathBuf::from);
+    let printed = read(&folder).and_then(|figures| {
+        let out = std::io::stdout().write_all(table(&figures).as_bytes());
+        out.map_err(|error| format!("cannot print: {error}"))
+    });
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("perf/history: {error}");
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
 }
 
 /// All figures, those of the newest day first.
@@ -154,17 +156,23 @@ fn read(folder: &Path) -> Result<Vec<Figure>, String> {
             figures.extend(lines.filter_map(|line| Figure::of_line(line, machine)));
         }
     }
-    Ok(figures)
+    match figures.is_empty() {
+        true => Err(format!("{}: no results are there", folder.display())),
+        false => Ok(figures),
+    }
 }
 
-/// A table in Markdown, a line a goal.
-fn print(figures: &[Figure]) {
+/// In Markdown, a line a goal.
+fn table(figures: &[Figure]) -> String {
     let machines = distinct(figures.iter().map(|figure| figure.machine.as_str()));
     let heads: String = machines
         .iter()
         .map(|machine| format!(" {machine}: met | medians |"))
         .collect();
-    println!("| goal | must |{heads}\n|---|---|{}", "---|---|".repeat(machines.len()));
+    let mut text = format!(
+        "| goal | must |{heads}\n|---|---|{}\n",
+        "---|---|".repeat(machines.len())
+    );
     for (goal, must) in distinct(
         figures
             .iter()
@@ -179,8 +187,9 @@ fn print(figures: &[Figure]) {
             let these: Vec<&Figure> = of_goal().filter(|figure| figure.machine == *machine).collect();
             cells(&these)
         });
-        println!("| {goal} | {must} |{}", cells.collect::<String>());
+        text += &format!("| {goal} | {must} |{}\n", cells.collect::<String>());
     }
+    text
 }
 
 /// In how many it was met; the least, the middle and the greatest.
