@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// A line of what `perf/dataplane` keeps, as far as it is needed here.
 #[derive(Deserialize)]
@@ -130,36 +131,52 @@ fn main() -> ExitCode {
 
 /// All figures, those of the newest day first.
 fn read(folder: &Path) -> Result<Vec<Figure>, String> {
-    let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let failed = |error| format!("{}: {error}", folder.display());
+    let entries = fs::read_dir(folder).map_err(failed)?;
     let files: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
-    let mut files = files.map_err(|error| format!("{}: {error}", folder.display()))?;
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    let mut files = files.map_err(failed)?;
     files.sort();
     let mut figures = Vec::new();
     for file in files.iter().rev() {
-        let name = file.to_string_lossy();
-        let text = |file: &Path| fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()));
-        let wrong = |error: serde_json::Error| format!("{name}: {error}");
-        if name.contains("-endtoend") {
-            let Whole { machine, rows } = serde_json::from_str(&text(file)?).map_err(wrong)?;
-            for row in rows {
-                let verdicts = row.verdicts.into_iter();
-                figures.extend(verdicts.filter_map(|v| Figure::of_verdict(&row.name, v, &machine.machine)));
-            }
-        } else if name.contains("-dataplane") {
-            // The machine is only said for people: "AMD EPYC, 2 CPUs, Linux …".
-            let table = text(&file.with_extension("md"))?;
-            let machine = table.lines().find_map(|line| line.split_once(", Linux "));
-            let (machine, _) = machine.ok_or_else(|| format!("{name}: the table beside it names no machine"))?;
-            let lines: Result<Vec<Line>, _> = text(file)?.lines().map(serde_json::from_str).collect();
-            let lines = lines.map_err(wrong)?.into_iter();
-            figures.extend(lines.filter_map(|line| Figure::of_line(line, machine)));
+        // Second results of a commit are numbered: …-endtoend-2.json.
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        match name.strip_suffix(".json") {
+            Some(name) if name.contains("-endtoend") => figures.extend(read_endtoend(file)?),
+            Some(name) if name.contains("-dataplane") => figures.extend(read_dataplane(file)?),
+            _ => {}
         }
     }
     match figures.is_empty() {
         true => Err(format!("{}: no results are there", folder.display())),
         false => Ok(figures),
     }
+}
+
+fn read_endtoend(file: &Path) -> Result<Vec<Figure>, String> {
+    let Whole { machine, rows } = parse(file, &text(file)?)?;
+    let verdicts = rows
+        .into_iter()
+        .flat_map(|row| row.verdicts.into_iter().map(move |verdict| (row.name.clone(), verdict)));
+    let figures = verdicts.filter_map(|(row, verdict)| Figure::of_verdict(&row, verdict, &machine.machine));
+    Ok(figures.collect())
+}
+
+fn read_dataplane(file: &Path) -> Result<Vec<Figure>, String> {
+    // The machine is only said for people: "AMD EPYC, 2 CPUs, Linux …".
+    let table = text(&file.with_extension("md"))?;
+    let machine = table.lines().find_map(|line| line.split_once(", Linux "));
+    let (machine, _) = machine.ok_or_else(|| format!("{}: the table beside it names no machine", file.display()))?;
+    let lines: Result<Vec<Line>, _> = text(file)?.lines().map(|line| parse(file, line)).collect();
+    let figures = lines?.into_iter().filter_map(|line| Figure::of_line(line, machine));
+    Ok(figures.collect())
+}
+
+fn text(file: &Path) -> Result<String, String> {
+    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+fn parse<T: DeserializeOwned>(file: &Path, json: &str) -> Result<T, String> {
+    serde_json::from_str(json).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// In Markdown, a line a goal.
