@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use uvs::io::netns;
 use uvs::io::poll::{PollSet, Waker, Woken};
 use uvs::io::unix::peer_credentials;
 
@@ -105,6 +106,38 @@ fn exit_codes() {
 }
 
 /// How: a pipe whose reader has gone before anything is written. Goal: an exit code, and not death by SIGPIPE.
+/// Linked statically (build.rs), it runs where nothing else is; there names are not found, and it says why.
+#[cfg(not(feature = "afxdp"))]
+#[test]
+fn the_program_needs_no_other_file() {
+    if !netns::is_root() {
+        return netns::not_run("TEST NOT RUN: needs root for chroot");
+    }
+    let root = tempfile::tempdir().unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_uvs"), root.path().join("uvs")).unwrap();
+    let alone = |arguments: &[&str]| {
+        let mut command = Command::new("chroot");
+        command.arg(root.path()).arg("/uvs").args(arguments).output().unwrap()
+    };
+    let version = alone(&["--version"]);
+    let expected = concat!("uvs ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(text(&version.stdout), expected, "no libc.a to link with? {version:?}");
+    let named = alone(&["ipvsadm", "-A", "-t", "localhost:80"]);
+    let expected = "uvs: no names of hosts: `getent`: No such file or directory (os error 2)\n\
+                    illegal virtual server address[:port] specified\n";
+    assert_eq!(text(&named.stderr), expected, "{named:?}");
+    assert_eq!(named.status.code(), Some(2));
+}
+
+#[test]
+fn hosts_have_names() {
+    let service = |name: &str| uvs(&["ipvsadm", "-A", "-t", name]);
+    let known = service("localhost:80");
+    assert!(text(&known.stderr).starts_with("Can't initialize ipvs: "), "{known:?}");
+    let unknown = service("nobody.invalid:80");
+    assert!(text(&unknown.stderr).contains("illegal virtual server"), "{unknown:?}");
+}
+
 #[test]
 fn a_reader_that_went_away_is_no_signal() {
     let (reader, writer) = std::io::pipe().unwrap();

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "SIOCETHTOOL is an ioctl on structures")]
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 /// Receive and transmit queues in use.
@@ -120,7 +120,7 @@ pub fn offload(interface: &str, offload: Offload) -> io::Result<bool> {
 /// `request` begins with its command and is as long as that command says.
 fn ioctl<T>(interface: &str, request: &mut T) -> io::Result<()> {
     // An unconnected UDP socket: any socket of the namespace serves.
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: an all-zero ifreq is valid: bytes, integers and pointers that nobody follows.
     let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte stays NUL.

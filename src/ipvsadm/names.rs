@@ -1,8 +1,9 @@
 //! Names for addresses and ports, both ways: what the listing shows without `-n`, and what may be written for numbers.
 
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs};
-use std::sync::OnceLock;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Once;
 
 use crate::io::names;
 use crate::service::TransportProtocol;
@@ -11,8 +12,8 @@ use crate::service::TransportProtocol;
 pub trait Names {
     /// The first IPv4 address of a host.
     fn host_to_address(&self, host: &str) -> Option<Ipv4Addr>;
-    /// The host name of an address.
-    fn address_to_host(&self, address: IpAddr) -> Option<String>;
+    /// The host names of addresses; those without one are missing.
+    fn addresses_to_hosts(&self, addresses: &[IpAddr]) -> HashMap<IpAddr, String>;
     /// The port of a service such as `http`.
     fn service_to_port(&self, service: &str, protocol: TransportProtocol) -> Option<u16>;
     /// The service of a port.
@@ -22,23 +23,27 @@ pub trait Names {
 /// The names this machine knows: its resolver and `/etc/services`.
 #[derive(Debug, Default)]
 pub struct SystemNames {
-    services: OnceLock<Services>,
+    services: OnceCell<Services>,
+    /// What was found of the hosts asked for: rules name that of a service again with each of its servers.
+    hosts: RefCell<HashMap<String, Option<Ipv4Addr>>>,
 }
 
 impl Names for SystemNames {
     fn host_to_address(&self, host: &str) -> Option<Ipv4Addr> {
-        if host.is_empty() {
+        if host.is_empty() || host.contains('\0') {
             return None;
         }
-        let found = (host, 0).to_socket_addrs().ok()?;
-        found.into_iter().find_map(|found| match found.ip() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        })
+        let mut hosts = self.hosts.borrow_mut();
+        if let Some(known) = hosts.get(host) {
+            return *known;
+        }
+        let found = said(names::address_of(host));
+        hosts.insert(host.to_owned(), found);
+        found
     }
 
-    fn address_to_host(&self, address: IpAddr) -> Option<String> {
-        names::host_of(address)
+    fn addresses_to_hosts(&self, addresses: &[IpAddr]) -> HashMap<IpAddr, String> {
+        said(names::hosts_of(addresses))
     }
 
     fn service_to_port(&self, service: &str, protocol: TransportProtocol) -> Option<u16> {
@@ -48,6 +53,15 @@ impl Names for SystemNames {
     fn port_to_service(&self, port: u16, protocol: TransportProtocol) -> Option<String> {
         self.services().names.get(&(port, protocol)).cloned()
     }
+}
+
+/// The answer; who does not get one learns why, once, and goes on without names.
+fn said<T: Default>(answer: std::io::Result<T>) -> T {
+    static COMPLAINT: Once = Once::new();
+    answer.unwrap_or_else(|error| {
+        COMPLAINT.call_once(|| eprintln!("uvs: no names of hosts: `getent`: {error}"));
+        T::default()
+    })
 }
 
 impl SystemNames {
@@ -126,9 +140,12 @@ pub(crate) mod testing {
                 .map(|(_, address)| Ipv4Addr::from(*address))
         }
 
-        fn address_to_host(&self, address: IpAddr) -> Option<String> {
-            let found = HOSTS.iter().find(|(_, known)| IpAddr::from(*known) == address);
-            found.map(|(name, _)| (*name).to_owned())
+        fn addresses_to_hosts(&self, addresses: &[IpAddr]) -> HashMap<IpAddr, String> {
+            let known = HOSTS.map(|(name, address)| (IpAddr::from(address), name.to_owned()));
+            known
+                .into_iter()
+                .filter(|(address, _)| addresses.contains(address))
+                .collect()
         }
 
         fn service_to_port(&self, service: &str, protocol: TransportProtocol) -> Option<u16> {

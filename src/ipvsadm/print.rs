@@ -1,5 +1,6 @@
 //! Replies to text, byte for byte as ipvsadm 1.31 prints it, blanks at line ends included.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -31,6 +32,7 @@ macro_rules! put {
 
 /// The table (`-L`), with the version line when it is the whole of it.
 pub fn table(services: &[ServiceListing], whole: bool, format: Format, names: &dyn Names) -> String {
+    let naming = Naming::of_services(services, format.numeric, names);
     let mut out = String::new();
     if whole {
         out += BANNER;
@@ -38,10 +40,10 @@ pub fn table(services: &[ServiceListing], whole: bool, format: Format, names: &d
     out += &title(format.columns);
     for listing in services {
         let protocol = protocol_of(&listing.service.key);
-        service_line(&mut out, listing, format, names);
+        service_line(&mut out, listing, format, &naming);
         for destination in &listing.destinations {
             let name = &destination.destination.key;
-            let name = listed_name(name.address, name.port, protocol, format.numeric, names);
+            let name = listed_name(name.address, name.port, protocol, &naming);
             destination_line(&mut out, &name, destination, format);
         }
     }
@@ -73,7 +75,7 @@ fn title(columns: Columns) -> String {
     }
 }
 
-fn service_line(out: &mut String, listing: &ServiceListing, format: Format, names: &dyn Names) {
+fn service_line(out: &mut String, listing: &ServiceListing, format: Format, naming: &Naming<'_>) {
     let service = &listing.service;
     let name = match service.key {
         // Printed signed, as ipvsadm does.
@@ -88,7 +90,7 @@ fn service_line(out: &mut String, listing: &ServiceListing, format: Format, name
                 TransportProtocol::Udp => "UDP",
                 TransportProtocol::Sctp => "SCTP",
             };
-            let address = listed_name(address, port, Some(protocol), format.numeric, names);
+            let address = listed_name(address, port, Some(protocol), naming);
             format!("{word:<4} {address}")
         }
     };
@@ -251,6 +253,7 @@ fn number(value: u64, exact: bool) -> String {
 
 /// The rules that make the table (`-S`). Thresholds are not among them, as with ipvsadm.
 pub fn rules(services: &[ServiceListing], numeric: bool, names: &dyn Names) -> String {
+    let naming = Naming::of_services(services, numeric, names);
     let mut out = String::new();
     for listing in services {
         let service = &listing.service;
@@ -266,7 +269,7 @@ pub fn rules(services: &[ServiceListing], numeric: bool, names: &dyn Names) -> S
                     TransportProtocol::Udp => "-u",
                     TransportProtocol::Sctp => "--sctp-service",
                 };
-                format!("{option} {}", any_name(address, port, Some(protocol), numeric, names))
+                format!("{option} {}", any_name(address, port, Some(protocol), &naming))
             }
         };
         put!(out, "-A {name} -s {}{}\n", service.scheduler, service_rule(service));
@@ -275,8 +278,7 @@ pub fn rules(services: &[ServiceListing], numeric: bool, names: &dyn Names) -> S
                 destination.key.address,
                 destination.key.port,
                 protocol_of(&service.key),
-                numeric,
-                names,
+                &naming,
             );
             let (method, tunnel) = match destination.method {
                 Method::Route => ("-g", String::new()),
@@ -336,6 +338,10 @@ pub fn connections(entries: &[ConnectionListing], format: Format, names: &dyn Na
     } else {
         out += "destination\n";
     }
+    let addresses = entries
+        .iter()
+        .flat_map(|entry| [entry.client, entry.virtual_address, entry.destination].map(|(address, _)| address));
+    let naming = Naming::new(addresses, format.numeric, names);
     for entry in entries {
         let (word, protocol) = match Protocol(entry.protocol) {
             Protocol::TCP => ("TCP".to_owned(), Some(TransportProtocol::Tcp)),
@@ -346,7 +352,7 @@ pub fn connections(entries: &[ConnectionListing], format: Format, names: &dyn Na
         };
         let expires = format!("{:02}:{:02}", entry.expires_s / 60, entry.expires_s % 60);
         let [client, address, server] = [entry.client, entry.virtual_address, entry.destination]
-            .map(|(address, port)| any_name(address, port, protocol, format.numeric, names));
+            .map(|(address, port)| any_name(address, port, protocol, &naming));
         put!(
             out,
             "{word:<3} {expires:<6} {:<11} {client:<18} {address:<18} ",
@@ -379,15 +385,47 @@ fn protocol_of(key: &ServiceKey) -> Option<TransportProtocol> {
     }
 }
 
+/// What the addresses and ports of one listing are called.
+struct Naming<'a> {
+    /// Of all its addresses: asked for at once.
+    hosts: HashMap<IpAddr, String>,
+    /// Of ports; none with `-n`.
+    names: Option<&'a dyn Names>,
+}
+
+impl<'a> Naming<'a> {
+    fn new(addresses: impl Iterator<Item = IpAddr>, numeric: bool, names: &'a dyn Names) -> Naming<'a> {
+        if numeric {
+            return Naming {
+                hosts: HashMap::new(),
+                names: None,
+            };
+        }
+        let addresses: BTreeSet<_> = addresses.collect();
+        Naming {
+            hosts: names.addresses_to_hosts(&Vec::from_iter(addresses)),
+            names: Some(names),
+        }
+    }
+
+    fn of_services(services: &[ServiceListing], numeric: bool, names: &'a dyn Names) -> Naming<'a> {
+        let addresses = services.iter().flat_map(|listing| {
+            let service = match listing.service.key {
+                ServiceKey::Address { address, .. } => Some(address),
+                ServiceKey::FwMark { .. } => None,
+            };
+            let servers = listing.destinations.iter();
+            service
+                .into_iter()
+                .chain(servers.map(|listed| listed.destination.key.address))
+        });
+        Naming::new(addresses, numeric, names)
+    }
+}
+
 /// As in listings: IPv4 cut to its column.
-fn listed_name(
-    address: IpAddr,
-    port: u16,
-    protocol: Option<TransportProtocol>,
-    numeric: bool,
-    names: &dyn Names,
-) -> String {
-    let name = any_name(address, port, protocol, numeric, names);
+fn listed_name(address: IpAddr, port: u16, protocol: Option<TransportProtocol>, naming: &Naming<'_>) -> String {
+    let name = any_name(address, port, protocol, naming);
     if address.is_ipv4() {
         cut(name, NAME_LEN_MAX)
     } else {
@@ -396,19 +434,12 @@ fn listed_name(
 }
 
 /// As in rules and connections.
-fn any_name(
-    address: IpAddr,
-    port: u16,
-    protocol: Option<TransportProtocol>,
-    numeric: bool,
-    names: &dyn Names,
-) -> String {
-    let host = if numeric { None } else { names.address_to_host(address) };
-    let service = if numeric {
-        None
-    } else {
-        protocol.and_then(|protocol| names.port_to_service(port, protocol))
-    };
+fn any_name(address: IpAddr, port: u16, protocol: Option<TransportProtocol>, naming: &Naming<'_>) -> String {
+    let host = naming.hosts.get(&address).cloned();
+    let service = naming
+        .names
+        .zip(protocol)
+        .and_then(|(names, protocol)| names.port_to_service(port, protocol));
     let host = host.unwrap_or_else(|| address_text(address));
     let service = service.unwrap_or_else(|| port.to_string());
     let name = match address {
