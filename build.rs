@@ -1,20 +1,19 @@
-//! Links `uvs` statically, C library included: it runs on machines with any other, and a command such as `ipvsadm -e`, which is a process
-//! and half its time the start of one, takes a third less (perf/README.md, "What paid").
+//! Links `uvs` statically, C library included: it runs beside any other C library, and a command such as `ipvsadm -e`, most of whose time
+//! is the start of a process, takes two fifths less (perf/README.md, "What paid").
 //!
-//! `-C target-feature=+crt-static` would be the usual way. It is refused where procedural macros are built, so it needs `--target`, which no
-//! Cargo.toml can ask for. So, for the program alone, whatever rustc has the linker look for stands for its archive.
+//! `-C target-feature=+crt-static` would be the usual way. rustc refuses it where procedural macros are built for the same target, and no
+//! Cargo.toml can ask for another. So, for the program alone, what rustc has the linker look for is put in front of what the machine has.
 
 use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// For each name that rustc gives the linker after `-l`, the archives that it stands for. The first two need one another.
-const LIBRARIES: [(&str, &[&str]); 3] = [
-    ("libc.so", &["libc.a", "libgcc_eh.a", "libgcc.a"]),
-    ("libgcc_s.so", &["libc.a", "libgcc_eh.a", "libgcc.a"]),
-    ("libm.so", &["libm.a"]),
-];
+/// They need one another.
+const LIBC: &[&str] = &["libc.a", "libgcc_eh.a", "libgcc.a"];
+
+/// What the linker finds for rustc's `-lc`, `-lgcc_s` and `-lm`, and the archives that stand for it.
+const LIBRARIES: [(&str, &[&str]); 3] = [("libc.so", LIBC), ("libgcc_s.so", LIBC), ("libm.so", &["libm.a"])];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -44,7 +43,7 @@ fn link_statically() {
         for path in &paths {
             println!("cargo::rerun-if-changed={path}");
         }
-        // A linker's script: "INPUT (AS_NEEDED …)" of ld's manual, section "File Commands".
+        // A linker script (ld's manual, "Commands Dealing with Files"): a text in the place of a library.
         let script = format!("GROUP(\"{}\")\n", paths.join("\" \""));
         fs::write(Path::new(&out_dir).join(library), script).expect("OUT_DIR can be written");
     }
