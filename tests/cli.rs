@@ -9,7 +9,6 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use uvs::io::netns;
 use uvs::io::poll::{PollSet, Waker, Woken};
 use uvs::io::unix::peer_credentials;
 
@@ -110,8 +109,8 @@ fn exit_codes() {
 #[cfg(not(feature = "afxdp"))]
 #[test]
 fn the_program_needs_no_other_file() {
-    if !netns::is_root() {
-        return netns::not_run("TEST NOT RUN: needs root for chroot");
+    if !uvs::io::netns::is_root() {
+        return uvs::io::netns::not_run("TEST NOT RUN: needs root for chroot");
     }
     let root = tempfile::tempdir().unwrap();
     std::fs::copy(env!("CARGO_BIN_EXE_uvs"), root.path().join("uvs")).unwrap();
