@@ -51,6 +51,7 @@ pub mod ipvsadm;
 pub mod options;
 pub mod packet;
 pub mod prefetch;
+pub mod random;
 pub mod replay;
 pub mod scheduler;
 pub mod service;

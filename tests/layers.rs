@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the bottom up; modules of one row stand beside each other and do not name each other.
 const LAYERS: &[&[&str]] = &[
-    &["packet", "service", "options", "prefetch"],
+    &["packet", "service", "options", "prefetch", "random"],
     &["scheduler", "conn"],
     &["table", "forward"],
     &["dataplane"],

@@ -18,6 +18,7 @@ use super::layout::{ADDRESSES, CONTROL, Control, Direction, Kind, PORTS, TAIL_CA
 use super::slots::{CHUNK, Slots};
 use super::{State, StateChange, Tick};
 use crate::packet::{Family, FlowKey};
+use crate::random::random;
 
 /// Number of a worker, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,12 +69,7 @@ impl ConnectionTable {
     pub fn new(entries: Entries, workers: usize) -> ConnectionTable {
         let capacity = Slots::capacity_of(entries.slots().len() as u32);
         let slots = Slots::new(capacity, workers.max(1));
-        let mut random = [0; 16];
-        // The only failure is a machine without randomness at boot; then the address layout is what keys the hash.
-        if getrandom::fill(&mut random).is_err() {
-            random = (std::ptr::from_ref(&slots).addr() as u128).to_ne_bytes();
-        }
-        let random = u128::from_ne_bytes(random);
+        let [seed, shared_seed] = [random(), random()];
         ConnectionTable {
             index: Index::new(capacity),
             epochs: Epochs::new(workers.max(1) + 1),
@@ -84,9 +80,9 @@ impl ConnectionTable {
             barren: AtomicU32::new(u32::MAX),
             evict_cursor: AtomicU32::new(0),
             expected: AtomicU32::new(0),
-            call_ids: CallIds::new(entries.boot_id().unwrap_or(random)),
-            seed: random as u64,
-            shared_seed: foldhash::SharedSeed::from_u64((random >> 64) as u64),
+            call_ids: CallIds::new(entries.boot_id().unwrap_or_else(|| u128::from(random()))),
+            seed,
+            shared_seed: foldhash::SharedSeed::from_u64(shared_seed),
             entries,
             slots,
         }

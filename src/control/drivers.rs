@@ -27,6 +27,7 @@ use crate::io::xdp::{self, QueueBinding, Rings, XdpConfig, XdpInterface, XdpRing
 use crate::io::{clock, ethtool};
 use crate::options::DriverChoice;
 use crate::packet::Mac;
+use crate::random::random;
 use crate::table::{Hops, Interface, InterfaceId, Table};
 
 use std::os::fd::AsFd;
@@ -392,8 +393,7 @@ fn spawn_all<D: Driver + Send + 'static>(
         let (commands, orders) = unbounded();
         let numbers = Arc::new(WorkerShared::default());
         let table = WorkerTable::new(Mutex::new(shared.table.clone()));
-        // Without a random number they begin apart at least.
-        let ids = Identifications::new(getrandom::u32().unwrap_or((number as u32) << 13));
+        let ids = Identifications::new(random() as u32);
         let worker_id = WorkerId(number as u16);
         let pipeline = Pipeline::new(shared.connections.clone(), shared.hops.clone(), worker_id, ids);
         let worker = Worker::new(

@@ -16,14 +16,34 @@ const ASKED_AT_ONCE: usize = 1_000;
 /// # Errors
 /// When `getent` cannot be started or fails for another reason than an address without a name.
 pub fn hosts_of(addresses: &[IpAddr]) -> io::Result<HashMap<IpAddr, String>> {
+    hosts_said(addresses, |asked| {
+        getent(&["hosts"], asked.iter().map(IpAddr::to_string))
+    })
+}
+
+fn hosts_said(
+    addresses: &[IpAddr],
+    ask: impl Fn(&[IpAddr]) -> io::Result<String>,
+) -> io::Result<HashMap<IpAddr, String>> {
     let mut hosts = HashMap::new();
-    for addresses in addresses.chunks(ASKED_AT_ONCE) {
-        let said = getent("hosts", addresses.iter().map(IpAddr::to_string))?;
-        hosts.extend(said.lines().filter_map(|line| {
-            // The address, its name, other names of it.
-            let mut words = line.split_ascii_whitespace();
-            Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
-        }));
+    let mut doubtful = Vec::new();
+    for asked in addresses.chunks(ASKED_AT_ONCE) {
+        let said = ask(asked)?;
+        for (address, host) in entries(&said) {
+            // An answer may hold more addresses than the one asked for: for a machine's own, all that it has (nss-myhostname(8)).
+            if hosts
+                .insert(address, host.to_owned())
+                .is_some_and(|other| other != host)
+            {
+                doubtful.push(address);
+            }
+        }
+    }
+    for address in doubtful {
+        let said = ask(&[address])?;
+        if let Some((_, host)) = entries(&said).find(|(named, _)| *named == address) {
+            hosts.insert(address, host.to_owned());
+        }
     }
     Ok(hosts)
 }
@@ -33,29 +53,44 @@ pub fn hosts_of(addresses: &[IpAddr]) -> io::Result<HashMap<IpAddr, String>> {
 /// # Errors
 /// When `getent` cannot be started or fails for another reason than a host that nobody knows.
 pub fn address_of(host: &str) -> io::Result<Option<Ipv4Addr>> {
-    let said = getent("ahostsv4", [host.to_owned()])?;
-    Ok(said
-        .lines()
-        .next()
-        .and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()))
+    // As gethostbyname(3): also where the machine has no IPv4 address yet, which older ones of glibc's cannot be told.
+    let asked = || [host.to_owned()];
+    let said = match getent(&["--no-idn", "--no-addrconfig", "ahostsv4"], asked()) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => getent(&["--no-idn", "ahostsv4"], asked())?,
+        said => said?,
+    };
+    let first = entries(&said).find_map(|(address, _)| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    });
+    Ok(first)
 }
 
-/// What `getent` prints of the keys that the database has.
-fn getent(database: &str, keys: impl IntoIterator<Item = String>) -> io::Result<String> {
+/// Each line's address and the word behind it, which is the host's name in `hosts`; further names are left out.
+fn entries(said: &str) -> impl Iterator<Item = (IpAddr, &str)> {
+    said.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?))
+    })
+}
+
+/// What `getent` prints of the keys that a database has. An option that it does not know is [`io::ErrorKind::InvalidInput`].
+fn getent(options_and_database: &[&str], keys: impl IntoIterator<Item = String>) -> io::Result<String> {
     /// getent(1): "One or more supplied key could not be found in the database".
     const KEY_NOT_FOUND: i32 = 2;
+    /// sysexits(3), as glibc's programs end for it.
+    const EX_USAGE: i32 = 64;
 
     let mut command = Command::new("getent");
-    command.args([database, "--"]).args(keys).stdin(Stdio::null());
-    let output = command.output()?;
-    match output.status.code() {
-        Some(0 | KEY_NOT_FOUND) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        _ => Err(io::Error::other(format!(
-            "{}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        ))),
-    }
+    command.args(options_and_database).arg("--").args(keys);
+    let output = command.stdin(Stdio::null()).output()?;
+    let kind = match output.status.code() {
+        Some(0 | KEY_NOT_FOUND) => return Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        Some(EX_USAGE) => io::ErrorKind::InvalidInput,
+        _ => io::ErrorKind::Other,
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::new(kind, format!("{}: {}", output.status, said.trim_end())))
 }
 
 #[cfg(test)]
@@ -65,8 +100,21 @@ mod tests {
     /// A name that no machine has (RFC 2606), and addresses without names (TEST-NET-1, RFC 5737).
     const NOBODY: &str = "nobody.invalid";
 
-    fn unnamed(count: u8) -> impl Iterator<Item = IpAddr> {
-        (0..count).map(|last| IpAddr::from([192, 0, 2, last]))
+    const UNNAMED: [IpAddr; 2] = [
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 77)),
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 78)),
+    ];
+
+    #[test]
+    fn lines_are_addresses_with_names() {
+        let said = "10.0.0.1       a.example a other\n2001:db8::1     six.example\n\nno address\n10.0.0.2\n10.0.0.3        STREAM \n";
+        let expected = [
+            ("10.0.0.1", "a.example"),
+            ("2001:db8::1", "six.example"),
+            ("10.0.0.3", "STREAM"),
+        ];
+        let expected = expected.map(|(address, name)| (address.parse().unwrap(), name));
+        assert_eq!(entries(said).collect::<Vec<(IpAddr, _)>>(), expected);
     }
 
     #[test]
@@ -81,10 +129,26 @@ mod tests {
         };
         let loopback = IpAddr::from([127, 0, 0, 1]);
         // Among others without a name, before and behind it.
-        let asked: Vec<_> = unnamed(3).chain([loopback]).chain(unnamed(2)).collect();
-        let found = hosts_of(&asked).unwrap();
+        let found = hosts_of(&[UNNAMED[0], loopback, UNNAMED[1]]).unwrap();
         assert_eq!(found, HashMap::from([(loopback, expected.to_owned())]));
         assert_eq!(address_of(expected).unwrap(), Some(Ipv4Addr::LOCALHOST));
+    }
+
+    /// How: a machine's own two addresses, of which one has a name by itself, and any answer to the other holds both, asked for in both
+    /// orders. Goal: that one keeps its name.
+    #[test]
+    fn a_name_that_another_answer_gives_is_not_believed() {
+        let [www, other] = UNNAMED;
+        let ask = |asked: &[IpAddr]| {
+            let answer = |address| match address == www {
+                true => format!("{www} www\n"),
+                false => format!("{www} director\n{other} director\n"),
+            };
+            Ok(asked.iter().map(|address| answer(*address)).collect())
+        };
+        let expected = HashMap::from([(www, "www".to_owned()), (other, "director".to_owned())]);
+        assert_eq!(hosts_said(&[www, other], ask).unwrap(), expected);
+        assert_eq!(hosts_said(&[other, www], ask).unwrap(), expected);
     }
 
     #[test]
@@ -96,7 +160,9 @@ mod tests {
 
     #[test]
     fn what_getent_says_against_a_question_is_the_error() {
-        let error = getent("no such database", [NOBODY.to_owned()]).unwrap_err().to_string();
-        assert!(error.contains("exit status: 1: Unknown database"), "{error}");
+        let refused = |words: &[&str]| getent(words, [NOBODY.to_owned()]).unwrap_err();
+        let error = refused(&["no such database"]);
+        assert!(error.to_string().starts_with("exit status: 1: "), "{error}");
+        assert_eq!(refused(&["--no-such-option"]).kind(), io::ErrorKind::InvalidInput);
     }
 }

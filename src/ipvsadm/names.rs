@@ -1,9 +1,9 @@
 //! Names for addresses and ports, both ways: what the listing shows without `-n`, and what may be written for numbers.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Once;
 
 use crate::io::names;
 use crate::service::TransportProtocol;
@@ -24,8 +24,10 @@ pub trait Names {
 #[derive(Debug, Default)]
 pub struct SystemNames {
     services: OnceCell<Services>,
-    /// What was found of the hosts asked for: rules name that of a service again with each of its servers.
-    hosts: RefCell<HashMap<String, Option<Ipv4Addr>>>,
+    /// The hosts found: rules name that of a service again with each of its servers.
+    hosts: RefCell<HashMap<String, Ipv4Addr>>,
+    /// Why there are no names was said.
+    complained: Cell<bool>,
 }
 
 impl Names for SystemNames {
@@ -35,15 +37,15 @@ impl Names for SystemNames {
         }
         let mut hosts = self.hosts.borrow_mut();
         if let Some(known) = hosts.get(host) {
-            return *known;
+            return Some(*known);
         }
-        let found = said(names::address_of(host));
+        let found = self.answer(names::address_of(host))?;
         hosts.insert(host.to_owned(), found);
-        found
+        Some(found)
     }
 
     fn addresses_to_hosts(&self, addresses: &[IpAddr]) -> HashMap<IpAddr, String> {
-        said(names::hosts_of(addresses))
+        self.answer(names::hosts_of(addresses))
     }
 
     fn service_to_port(&self, service: &str, protocol: TransportProtocol) -> Option<u16> {
@@ -55,16 +57,17 @@ impl Names for SystemNames {
     }
 }
 
-/// The answer; who does not get one learns why, once, and goes on without names.
-fn said<T: Default>(answer: std::io::Result<T>) -> T {
-    static COMPLAINT: Once = Once::new();
-    answer.unwrap_or_else(|error| {
-        COMPLAINT.call_once(|| eprintln!("uvs: no names of hosts: `getent`: {error}"));
-        T::default()
-    })
-}
-
 impl SystemNames {
+    /// The answer; who does not get one learns why, once, and goes on without names.
+    fn answer<T: Default>(&self, answer: io::Result<T>) -> T {
+        answer.unwrap_or_else(|error| {
+            if !self.complained.replace(true) {
+                eprintln!("uvs: no names of hosts: `getent`: {error}");
+            }
+            T::default()
+        })
+    }
+
     fn services(&self) -> &Services {
         // A machine without the file has no service names; numbers are always understood.
         self.services

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Batch, Candidate, Peek, Schedule};
 use crate::packet::FlowKey;
+use crate::random::random;
 
 /// Its random numbers: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), whose state is a counter that workers share.
 #[derive(Debug)]
@@ -26,10 +27,7 @@ impl Twos {
 
     /// One that nobody can foresee.
     pub(super) fn seeded() -> Twos {
-        let mut seed = [0; 8];
-        // The only failure is a machine without randomness at boot; then the choices can be foreseen, and are as good.
-        let filled = getrandom::fill(&mut seed);
-        Twos::new(if filled.is_ok() { u64::from_ne_bytes(seed) } else { 0 })
+        Twos::new(random())
     }
 
     /// The same for a changed list: the draws go on.
