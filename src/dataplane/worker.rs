@@ -90,7 +90,10 @@ impl<D: Driver> Worker<D> {
         self.pipeline.online();
         loop {
             WorkerShared::bump(&self.shared.heartbeat);
-            while let Ok(command) = self.commands.try_recv() {
+            // `try_recv` of an empty channel is a fence; to look first is none (perf/README.md, of each batch).
+            while !self.commands.is_empty()
+                && let Ok(command) = self.commands.try_recv()
+            {
                 if self.obey(command, &mut table) {
                     return;
                 }
