@@ -12,7 +12,7 @@ pub(super) fn kick_transmit(socket: RawFd) -> io::Result<()> {
     // By its number: where a program has threads, `sendto` of glibc also writes down, before and after, that the thread may be
     // cancelled in it.
     // SAFETY: no data and no address.
-    match unsafe { libc::syscall(libc::SYS_sendto, socket, none, 0, libc::MSG_DONTWAIT, none, 0) } {
+    match unsafe { libc::syscall(libc::SYS_sendto, socket, none, 0usize, libc::MSG_DONTWAIT, none, 0) } {
         0.. => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
