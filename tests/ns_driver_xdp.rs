@@ -23,8 +23,8 @@ use uvs::io::poll::Waker;
 use uvs::io::raw::{self, RawInterface, RawWorker};
 use uvs::io::tun::{self, Tun};
 use uvs::io::xdp::{
-    FRAME_LEN_MAX, FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XdpRings,
-    XskDriver,
+    FRAMES_SPARE_DEFAULT, QueueBinding, Rings, XdpConfig, XdpError, XdpInterface, XdpMode, XdpRings, XskDriver,
+    frame_len_max,
 };
 use uvs::packet::frame::HEADROOM_MIN;
 use uvs::packet::{ChecksumOffload, Frame, Offload};
@@ -142,11 +142,22 @@ fn filter_maps() -> FilterMaps {
     maps
 }
 
+/// Of Ethernet.
+const FRAME_LEN: usize = 1514;
+
 /// To be called in the director's namespace.
 fn open<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<R> {
+    open_for(mode, d0, queues, FRAME_LEN)
+}
+
+fn open_for<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32, frame_len: usize) -> Station<R> {
     let maps = filter_maps();
     let interface = XdpInterface::attach(d0.index, &maps, mode, d0.mac).unwrap();
-    let driver = XskDriver::<R>::open(config(d0, queues, interface.attached() == AttachMode::Native)).unwrap();
+    let config = XdpConfig {
+        frame_len,
+        ..config(d0, queues, interface.attached() == AttachMode::Native)
+    };
+    let driver = XskDriver::<R>::open(config).unwrap();
     let bound = driver.sockets();
     for queue in &bound {
         interface.add_socket(queue.binding.queue, queue.socket).unwrap();
@@ -171,6 +182,7 @@ fn config(d0: &Link, queues: u32, native: bool) -> XdpConfig {
     XdpConfig {
         queues: (0..queues).map(binding).collect(),
         frames_spare: FRAMES_SPARE_DEFAULT,
+        frame_len: FRAME_LEN,
         tun: Tun::create(tun::NAME).unwrap().queue().unwrap(),
         waker: Waker::new().unwrap(),
     }
@@ -327,20 +339,26 @@ fn falls_to_generic_when_the_mtu_is_too_large<R: Rings>() {
 /// How: an echo that fills a chunk but for its headroom, and one that is a byte longer. Goal: the first comes back as it was, from
 /// further in front; the second is counted.
 fn a_frame_as_long_as_its_chunk<R: Rings>() {
-    const PAYLOAD: usize = FRAME_LEN_MAX - 42;
+    [FRAME_LEN, 3000]
+        .into_iter()
+        .for_each(a_frame_as_long_as_the_chunk_for::<R>);
+}
+
+fn a_frame_as_long_as_the_chunk_for<R: Rings>(frame_len: usize) {
+    let payload = frame_len_max(frame_len) - 42;
     in_lab(1, |lab, d0| {
         lab.set_mtu(9000);
-        let mut station = open::<R>(None, &d0, 1);
+        let mut station = open_for::<R>(None, &d0, 1, frame_len);
         let client = lab.client(ECHO);
-        let mut said: Vec<u8> = (0..=PAYLOAD).map(|n| n as u8).collect();
+        let mut said: Vec<u8> = (0..=payload).map(|n| n as u8).collect();
         let done = while_forwarding(&mut station, || {
             client.send(&said).unwrap();
             assert_eq!(client.recv(&mut [0; 9000]).unwrap_err().kind(), ErrorKind::WouldBlock);
-            said.truncate(PAYLOAD);
+            said.truncate(payload);
             client.send(&said).unwrap();
             let mut heard = [0; 9000];
             let n = client.recv(&mut heard).unwrap();
-            assert!(heard[..n] == said, "{n} bytes of {PAYLOAD}, or others");
+            assert!(heard[..n] == said, "{n} bytes of {payload}, or others");
         });
         assert_eq!((done.received, done.transmitted), (1, 1));
         assert_eq!(station.driver.statistics()[0].rx_dropped, 1);

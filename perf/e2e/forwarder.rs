@@ -98,6 +98,7 @@ fn open_xdp(indices: [u32; 2], tun: &Tun) -> Result<XdpDriver, Error> {
     let config = XdpConfig {
         queues: vec![binding(0), binding(1)],
         frames_spare: FRAMES_SPARE_DEFAULT,
+        frame_len: ETHERNET_HEADER_LEN + 1500,
         tun: tun.queue().map_err(wrong)?,
         waker: Waker::new().map_err(Error::io("make a waker"))?,
     };

@@ -81,6 +81,8 @@ pub struct ServedInterface {
     pub mode: String,
     /// Its filter.
     pub filter: Box<dyn ServedFilter>,
+    /// The longest IP packet that the driver takes, in bytes: by the MTUs at its start.
+    pub packet_len_max: usize,
     /// The kernel's interface was deleted.
     pub gone: bool,
 }
@@ -94,6 +96,19 @@ pub trait ServedFilter {
 }
 
 impl ServedInterface {
+    /// Says so where longer packets may come than the driver takes.
+    pub fn check_mtu(&self, mtu: u16) {
+        if mtu as usize > self.packet_len_max {
+            log::warn!(
+                "interface {}: MTU {mtu}: of packets received, those longer than {} are lost by driver {} as it was started \
+                 (counted as rx_dropped): uvs run --takeover chooses anew",
+                self.interface.name,
+                self.packet_len_max,
+                self.driver
+            );
+        }
+    }
+
     /// Frames to a link address that the filter does not know are the kernel's: it must be today's.
     fn follow(&self, interface: &Interface) {
         if let Err(error) = self.filter.set_link_address(interface.mac) {
@@ -207,8 +222,11 @@ impl Director {
             served.gone = gone;
         }
         if *self.interfaces != *interfaces {
-            for (served, interface) in self.served.iter().zip(&interfaces) {
-                served.follow(interface);
+            for ((served, old), new) in self.served.iter().zip(self.interfaces.iter()).zip(&interfaces) {
+                served.follow(new);
+                if old.mtu != new.mtu {
+                    served.check_mtu(new.mtu);
+                }
             }
             self.interfaces = interfaces.into();
         }

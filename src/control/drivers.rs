@@ -26,7 +26,7 @@ use crate::io::tun::Tun;
 use crate::io::xdp::{self, QueueBinding, Rings, XdpConfig, XdpInterface, XdpRings, XskDriver};
 use crate::io::{clock, ethtool};
 use crate::options::DriverChoice;
-use crate::packet::Mac;
+use crate::packet::{ETHERNET_HEADER_LEN, Mac};
 use crate::random::random;
 use crate::table::{Hops, Interface, InterfaceId, Table};
 
@@ -215,12 +215,16 @@ where
     XskDriver<R>: Send,
 {
     let mut drivers = Vec::with_capacity(workers);
+    let mtu = interfaces.iter().map(|interface| interface.mtu as usize).max();
+    let frame_len = mtu.unwrap_or(0) + ETHERNET_HEADER_LEN;
+    let packet_len_max = xdp::frame_len_max(frame_len) - ETHERNET_HEADER_LEN;
     let mut modes: Vec<(String, Option<String>)> = vec![Default::default(); interfaces.len()];
     for worker in 0..workers {
         let waker = Waker::new().map_err(RunError::Waker)?;
         let config = XdpConfig {
             queues: queues_of(worker, workers, &filters, interfaces)?,
             frames_spare: xdp::FRAMES_SPARE_DEFAULT,
+            frame_len,
             tun: shared.tun.queue()?,
             waker: waker.clone(),
         };
@@ -251,13 +255,16 @@ where
             );
         }
         detach_other(interface.index, attach::detach_tc);
-        ServedInterface {
+        let served = ServedInterface {
             interface: interface.clone(),
             driver,
             mode,
             filter: Box::new(filter),
+            packet_len_max,
             gone: false,
-        }
+        };
+        served.check_mtu(interface.mtu);
+        served
     });
     Ok((served.collect(), handles))
 }
@@ -315,6 +322,7 @@ fn start_raw(
             driver: "raw",
             mode: "packet socket".to_owned(),
             filter: Box::new(silence),
+            packet_len_max: usize::MAX,
             gone: false,
         }
     });

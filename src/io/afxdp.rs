@@ -28,7 +28,7 @@ use afxdp::umem::{Umem, UmemCompletionQueue, UmemFillQueue, UmemNewError};
 use arraydeque::{ArrayDeque, Wrapping};
 
 use super::filter::attach::{Found, query_xdp};
-use super::xdp::{CHUNK, FrameMemory, QueueBinding, RING, Rings, Sharing, XdpError, XskDriver};
+use super::xdp::{FrameMemory, QueueBinding, RING, Rings, Sharing, XdpError, XskDriver};
 use crate::dataplane::driver::Received;
 use crate::packet::{Frame, NoRoom, Offload, Window};
 use crate::table::InterfaceId;
@@ -119,26 +119,32 @@ pub struct AfxdpMemory {
     area: ManuallyDrop<Arc<MmapArea<'static, ()>>>,
     free: Vec<Chunk>,
     chunks: usize,
+    chunk_len: usize,
 }
 
 impl FrameMemory for AfxdpMemory {
     type Frame = AfxdpFrame;
     type Chunk = Chunk;
 
-    fn map(chunks: u32) -> Result<AfxdpMemory, XdpError> {
+    fn map(chunks: u32, chunk_len: usize) -> Result<AfxdpMemory, XdpError> {
         let chunks = chunks as usize;
-        match MmapArea::new(chunks, CHUNK, MmapAreaOptions { huge_tlb: false }) {
+        match MmapArea::new(chunks, chunk_len, MmapAreaOptions { huge_tlb: false }) {
             Ok((area, free)) => Ok(AfxdpMemory {
                 area: ManuallyDrop::new(area),
                 free,
                 chunks,
+                chunk_len,
             }),
             // The crate does not say why; nothing has come between.
             Err(_) => Err(XdpError::Memory {
-                mib: (chunks * CHUNK / (1 << 20)) as u64,
+                mib: (chunks * chunk_len / (1 << 20)) as u64,
                 source: io::Error::last_os_error(),
             }),
         }
+    }
+
+    fn chunk_len(&self) -> usize {
+        self.chunk_len
     }
 
     #[inline]
@@ -254,7 +260,7 @@ impl Rings for AfxdpRings {
         self.queued.len()
     }
 
-    fn submit(&mut self) {
+    fn submit(&mut self, _memory: &mut AfxdpMemory) {
         let all = self.queued.len();
         // It cannot fail; what it does not take shows in queued().
         self.transmit.try_send(&mut self.queued, all).unwrap_or(0);
@@ -328,10 +334,10 @@ mod tests {
 
     #[test]
     fn frames_grow_in_front_by_moving() {
-        let mut memory = AfxdpMemory::map(1).unwrap();
+        let mut memory = AfxdpMemory::map(1, 2048).unwrap();
         let mut frame = memory.allocate().unwrap();
         assert!(memory.allocate().is_none());
-        let capacity = CHUNK - 256;
+        let capacity = memory.chunk_len() - 256;
         assert_eq!(frame.set_len(capacity + 1), Err(NoRoom));
         frame.set_len(60).unwrap();
         frame.bytes_mut().fill(7);

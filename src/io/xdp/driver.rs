@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::ring::RING;
 use super::rings::{FrameMemory, Rings};
 use super::socket::{Sharing, Socket};
-use super::{BoundQueue, QueueBinding, XdpConfig, XdpError, XdpMode};
+use super::{BoundQueue, QueueBinding, XdpConfig, XdpError, XdpMode, chunk_len};
 use crate::dataplane::driver::{BATCH_MAX, Driver, InterfaceStatistics, Received};
 use crate::io::ethtool;
 use crate::io::poll::{PollSet, Woken};
@@ -38,7 +38,7 @@ impl<R: Rings> XskDriver<R> {
     /// the interfaces, with their filters attached.
     pub fn open(config: XdpConfig) -> Result<XskDriver<R>, XdpError> {
         let senders = senders(&config.queues)?;
-        let mut memory = R::Memory::map(chunks(&config))?;
+        let mut memory = R::Memory::map(chunks(&config), chunk_len(config.frame_len))?;
         let (mut sockets, mut reasons) = (Vec::new(), Vec::new());
         for binding in &config.queues {
             let (mut socket, reason) = open_socket(&memory, binding)?;
@@ -194,7 +194,7 @@ impl<R: Rings> Driver for XskDriver<R> {
     fn flush(&mut self) -> u64 {
         let mut lost = std::mem::take(&mut self.lost);
         for socket in &mut self.sockets {
-            socket.flush();
+            socket.flush(&mut self.memory);
             socket.reap(&mut self.memory);
             lost += socket.take_lost();
         }

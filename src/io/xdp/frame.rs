@@ -1,14 +1,13 @@
 //! A frame in the memory that a worker shares with the kernel.
 //!
 //! ```text
-//! chunk (4096):  | kernel (256) | headroom (128) | frame              | tail room |
-//!                               0                start                start + len 3840
+//! chunk:  | kernel (256) | headroom (128) | frame              | tail room |
+//!                        0                start                start + len
 //! ```
 #![allow(unsafe_code, reason = "bytes of a chunk, which belongs to whoever has its frame")]
 
 use std::ptr::NonNull;
 
-use super::CHUNK;
 use crate::packet::frame::HEADROOM_MIN;
 use crate::packet::{ChecksumOffload, Frame, NoRoom, Offload, Window};
 
@@ -20,28 +19,29 @@ const _: () = assert!(HEADROOM >= HEADROOM_MIN);
 /// What the kernel keeps for itself in front of a frame to receive into (`XDP_PACKET_HEADROOM`).
 pub(super) const KERNEL_LEN: usize = 256;
 
-/// Bytes of a chunk that are ours.
-const ROOM: usize = CHUNK - KERNEL_LEN;
-
-/// Longest frame that is received or can be sent.
-pub const FRAME_LEN_MAX: usize = ROOM - HEADROOM;
+/// Longest frame that is received or can be sent, in a chunk of that length.
+pub(super) const fn len_max(chunk_len: usize) -> usize {
+    chunk_len - KERNEL_LEN - HEADROOM
+}
 
 /// A chunk of a worker's frame memory. It has no owner but the driver that handed it out, and must come back to it: so there is
 /// never a second frame of its chunk, and the memory is there as long as it is.
 pub struct XdpFrame {
-    /// The chunk's [`ROOM`].
+    /// The bytes of the chunk that are ours.
     room: NonNull<u8>,
+    room_len: u16,
     window: Window,
     checksum: ChecksumOffload,
 }
 
 impl XdpFrame {
-    /// `len` bytes from `start` on, in a chunk that nobody else has.
+    /// `len` bytes from `start` on, in a chunk of `chunk_len` bytes that nobody else has.
     #[inline(always)]
-    pub(super) fn new(chunk: NonNull<u8>, start: usize, len: usize) -> XdpFrame {
+    pub(super) fn new(chunk: NonNull<u8>, chunk_len: usize, start: usize, len: usize) -> XdpFrame {
         XdpFrame {
             // SAFETY: a chunk is longer.
             room: unsafe { chunk.add(KERNEL_LEN) },
+            room_len: (chunk_len - KERNEL_LEN) as u16,
             window: Window::new(start, len),
             checksum: ChecksumOffload::default(),
         }
@@ -72,14 +72,14 @@ impl Frame for XdpFrame {
     fn bytes(&self) -> &[u8] {
         // SAFETY: see XdpFrame: the memory is there, and nobody else writes to this chunk.
         self.window
-            .of(unsafe { std::slice::from_raw_parts(self.room.as_ptr(), ROOM) })
+            .of(unsafe { std::slice::from_raw_parts(self.room.as_ptr(), self.room_len as usize) })
     }
 
     #[inline(always)]
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: the same, and nobody else reads it.
         self.window
-            .of_mut(unsafe { std::slice::from_raw_parts_mut(self.room.as_ptr(), ROOM) })
+            .of_mut(unsafe { std::slice::from_raw_parts_mut(self.room.as_ptr(), self.room_len as usize) })
     }
 
     #[inline(always)]
@@ -94,7 +94,7 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn set_len(&mut self, len: usize) -> Result<(), NoRoom> {
-        self.window.set_len(len, ROOM)
+        self.window.set_len(len, self.room_len as usize)
     }
 
     #[inline(always)]
@@ -118,15 +118,20 @@ impl Frame for XdpFrame {
 mod tests {
     use super::super::memory::XdpMemory;
     use super::super::rings::FrameMemory;
+    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN};
     use super::*;
 
     #[test]
     fn grows_into_headroom_and_tail_room_and_no_further() {
-        let mut memory = XdpMemory::map(2).unwrap();
+        [CHUNK_LEN_MIN, CHUNK_LEN_MAX].into_iter().for_each(grows_no_further);
+    }
+
+    fn grows_no_further(chunk_len: usize) {
+        let mut memory = XdpMemory::map(2, chunk_len).unwrap();
         let mut frame = memory.allocate().unwrap();
         assert_eq!(frame.bytes().len(), 0);
-        frame.set_len(FRAME_LEN_MAX).unwrap();
-        assert_eq!(frame.set_len(FRAME_LEN_MAX + 1), Err(NoRoom));
+        frame.set_len(len_max(chunk_len)).unwrap();
+        assert_eq!(frame.set_len(len_max(chunk_len) + 1), Err(NoRoom));
         frame.set_len(60).unwrap();
         frame.bytes_mut().fill(7);
         frame.grow_front(HEADROOM).unwrap();

@@ -8,7 +8,8 @@
 //!                                              receive … transmit … flush
 //! ```
 //! All sockets of a worker register the same memory, so a frame that came in at one interface leaves at another by
-//! its address alone. A frame lives in a chunk of 4096 bytes: interfaces with a larger MTU are for the driver `raw`.
+//! its address alone. A frame lives in a chunk of 2048 bytes, or of 4096 where an interface's MTU asks for that: interfaces with a
+//! larger one are for the driver `raw`.
 //! [`XskDriver`] is the driver; [`Rings`] is what it needs: [`XdpRings`] are those of sockets that the crate `xdp` opens,
 //! and `io::afxdp` has those of another crate.
 //! The worker sends at each interface by the first queue that it owns there, so it must own one on each.
@@ -34,7 +35,7 @@ use super::tun::TunQueue;
 use crate::table::InterfaceId;
 
 pub use driver::XskDriver;
-pub use frame::{FRAME_LEN_MAX, HEADROOM, XdpFrame};
+pub use frame::{HEADROOM, XdpFrame};
 pub use interface::{XdpInterface, XdpMode};
 pub use memory::XdpMemory;
 pub use ring::RING;
@@ -44,8 +45,24 @@ pub use socket::Sharing;
 /// The driver on the crate `xdp`.
 pub type XdpDriver = XskDriver<XdpRings>;
 
-/// Bytes of a chunk: a frame, its headroom, and what the kernel keeps for itself.
-pub const CHUNK: usize = 4096;
+/// Bytes of a chunk: a frame, its headroom, and what the kernel keeps for itself. The shortest there is, as the kernel has each page of
+/// the memory mapped by itself: two frames a page are half as many to walk to (perf/README.md).
+const CHUNK_LEN_MIN: usize = 2048;
+/// The longest there is.
+const CHUNK_LEN_MAX: usize = 4096;
+
+/// The longest frame that is received or can be sent, where chunks are chosen for frames of that length.
+pub fn frame_len_max(wanted: usize) -> usize {
+    frame::len_max(chunk_len(wanted))
+}
+
+/// Bytes of the chunks for frames of that length.
+fn chunk_len(frame_len: usize) -> usize {
+    match frame_len <= frame::len_max(CHUNK_LEN_MIN) {
+        true => CHUNK_LEN_MIN,
+        false => CHUNK_LEN_MAX,
+    }
+}
 
 /// A queue that a worker shall own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +86,8 @@ pub struct XdpConfig {
     pub queues: Vec<QueueBinding>,
     /// Chunks beyond those for the rings: what the data plane may hold at a time.
     pub frames_spare: u32,
+    /// Bytes of the longest frame at its interfaces, link header included.
+    pub frame_len: usize,
     /// The way to the local stack.
     pub tun: TunQueue,
     /// Ends its sleep.

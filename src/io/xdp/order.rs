@@ -74,8 +74,12 @@ mod tests {
         type Frame = usize;
         type Chunk = usize;
 
-        fn map(chunks: u32) -> Result<Numbers, XdpError> {
+        fn map(chunks: u32, _: usize) -> Result<Numbers, XdpError> {
             Ok(Numbers((0..chunks as usize).rev().collect()))
+        }
+
+        fn chunk_len(&self) -> usize {
+            1
         }
 
         fn allocate(&mut self) -> Option<usize> {

@@ -156,6 +156,15 @@ impl<T: Entry> Producer<T> {
         self.ring.next.wrapping_sub(self.published)
     }
 
+    /// Changes the entries that are not published.
+    #[inline(always)]
+    pub fn revise(&mut self, mut each: impl FnMut(&mut T)) {
+        for i in 0..self.unpublished() {
+            // SAFETY: in the mapping, written by `put`, and the kernel does not read it before it is published.
+            each(unsafe { &mut *self.ring.entry(self.published.wrapping_add(i)) });
+        }
+    }
+
     /// Tells the kernel of all.
     #[inline(always)]
     pub fn publish(&mut self) {

@@ -47,7 +47,7 @@ pub trait Rings: Sized {
     fn queued(&self) -> usize;
 
     /// Shows them to the kernel.
-    fn submit(&mut self);
+    fn submit(&mut self, memory: &mut Self::Memory);
 
     /// Takes back up to `n` sent frames.
     fn complete(&mut self, memory: &mut Self::Memory, n: usize) -> usize;
@@ -66,8 +66,11 @@ pub trait FrameMemory: Sized {
     /// What is known of a free chunk.
     type Chunk;
 
-    /// That many chunks.
-    fn map(chunks: u32) -> Result<Self, XdpError>;
+    /// That many chunks of so many bytes.
+    fn map(chunks: u32, chunk_len: usize) -> Result<Self, XdpError>;
+
+    /// Bytes of a chunk.
+    fn chunk_len(&self) -> usize;
 
     /// A free chunk as an empty frame.
     fn allocate(&mut self) -> Option<Self::Frame>;
@@ -90,6 +93,7 @@ pub struct XdpRings {
     // Dropped in this order: what is bound goes last.
     rings: SocketRings,
     socket: XdpSocket,
+    sharing: Sharing,
 }
 
 impl Rings for XdpRings {
@@ -119,6 +123,7 @@ impl Rings for XdpRings {
         Ok(XdpRings {
             rings,
             socket: socket.map_err(|e| failed("bind", e))?,
+            sharing,
         })
     }
 
@@ -165,7 +170,11 @@ impl Rings for XdpRings {
     }
 
     #[inline]
-    fn submit(&mut self) {
+    fn submit(&mut self, memory: &mut XdpMemory) {
+        // All at once, and not each when it is queued: it has just been written then, by bytes and words, and would be waited for.
+        if self.sharing == Sharing::Copy {
+            self.rings.transmit.revise(|frame| memory.stand_in(frame));
+        }
         self.rings.transmit.publish();
     }
 

@@ -7,8 +7,8 @@ use std::os::fd::RawFd;
 
 use super::order::Order;
 use super::ring::RING;
-use super::rings::Rings;
-use super::{CHUNK, QueueBinding, XdpError, wakeup};
+use super::rings::{FrameMemory, Rings};
+use super::{QueueBinding, XdpError, wakeup};
 use crate::dataplane::driver::{BATCH_MAX, InterfaceStatistics, Received};
 use crate::packet::Frame;
 use crate::prefetch;
@@ -56,15 +56,15 @@ impl<R: Rings> Socket<R> {
             "the kernel does as it is forced"
         );
         wakeup::raise_transmit_budget(rings.fd(), RING);
-        Ok(Socket::over(rings, binding, sharing))
+        Ok(Socket::over(rings, memory, binding, sharing))
     }
 
-    fn over(rings: R, binding: &QueueBinding, sharing: Sharing) -> Self {
+    fn over(rings: R, memory: &R::Memory, binding: &QueueBinding, sharing: Sharing) -> Self {
         Socket {
             binding: binding.clone(),
             sharing,
             rings,
-            order: Order::new(CHUNK),
+            order: Order::new(memory.chunk_len()),
             filled: 0,
             sending: 0,
             to_kick: false,
@@ -120,7 +120,7 @@ impl<R: Rings> Socket<R> {
             return Err(frame);
         }
         if self.rings.queued() >= BATCH_MAX {
-            self.submit();
+            self.submit(memory);
         }
         self.rings.queue(memory, frame);
         debug_assert!(
@@ -141,17 +141,17 @@ impl<R: Rings> Socket<R> {
     fn make_room(&mut self, memory: &mut R::Memory) -> bool {
         self.reap(memory);
         if self.is_full() {
-            self.flush();
+            self.flush(memory);
             self.reap(memory);
         }
         !self.is_full()
     }
 
     /// Shows queued frames to the kernel. There is room: [`Socket::queue`] has counted.
-    fn submit(&mut self) {
+    fn submit(&mut self, memory: &mut R::Memory) {
         let queued = self.rings.queued();
         if queued > 0 {
-            self.rings.submit();
+            self.rings.submit(memory);
             debug_assert_eq!(self.rings.queued(), 0);
             self.sending += queued as u32;
             self.to_kick = true;
@@ -160,8 +160,8 @@ impl<R: Rings> Socket<R> {
 
     /// Sends what is queued: one kick, or as many as the kernel needs to take all.
     #[inline]
-    pub fn flush(&mut self) {
-        self.submit();
+    pub fn flush(&mut self, memory: &mut R::Memory) {
+        self.submit(memory);
         if !self.to_kick || self.dead {
             return;
         }
@@ -263,8 +263,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::frame::KERNEL_LEN;
-    use super::super::rings::FrameMemory;
-    use super::super::{HEADROOM, XdpFrame, XdpMemory};
+    use super::super::{CHUNK_LEN_MIN, HEADROOM, XdpFrame, XdpMemory};
     use super::*;
     use crate::table::InterfaceId;
 
@@ -320,7 +319,7 @@ mod tests {
             self.queued.len()
         }
 
-        fn submit(&mut self) {
+        fn submit(&mut self, _: &mut XdpMemory) {
             self.transmit.extend(self.queued.drain(..));
         }
 
@@ -366,9 +365,10 @@ mod tests {
                 queue: 0,
                 native: true,
             };
+            let memory = XdpMemory::map(FRAMES, CHUNK_LEN_MIN).unwrap();
             Rig {
-                memory: XdpMemory::map(FRAMES).unwrap(),
-                socket: Socket::over(rings, &binding, Sharing::Copy),
+                socket: Socket::over(rings, &memory, &binding, Sharing::Copy),
+                memory,
                 held: Vec::new(),
                 kernel,
             }
@@ -426,7 +426,7 @@ mod tests {
             let mut all: Vec<u64> = in_rings.chain(held).collect();
             all.extend(self.memory.free_chunks().iter());
             all.sort_unstable();
-            let numbers = all.iter().map(|address| address / CHUNK as u64);
+            let numbers = all.iter().map(|address| address / CHUNK_LEN_MIN as u64);
             assert!(numbers.eq(0..FRAMES as u64), "a chunk is lost, or in two places");
         }
     }
@@ -447,7 +447,7 @@ mod tests {
                     }
                     2 => _ = rig.send(n),
                     3 => rig.held.drain(n.min(rig.held.len())..).for_each(|frame| rig.memory.free(frame)),
-                    4 => rig.socket.flush(),
+                    4 => rig.socket.flush(&mut rig.memory),
                     5 => rig.leave(n),
                     6 => rig.socket.reap(&mut rig.memory),
                     _ => rig.socket.refill(&mut rig.memory),
@@ -482,7 +482,7 @@ mod tests {
         let mut rig = Rig::new();
         rig.allocate(RING + 1);
         rig.send(1);
-        rig.socket.flush();
+        rig.socket.flush(&mut rig.memory);
         rig.hear();
         rig.leave(1);
         assert_eq!(rig.send(RING as usize), RING as usize);
@@ -497,11 +497,11 @@ mod tests {
         for _ in 0..RING {
             rig.allocate(1);
             rig.send(1);
-            rig.socket.flush();
+            rig.socket.flush(&mut rig.memory);
         }
         assert!(rig.socket.is_stuck());
         rig.hear();
-        rig.socket.flush();
+        rig.socket.flush(&mut rig.memory);
         assert!(!rig.socket.is_stuck());
         assert_eq!(rig.kernel.recv(&mut []).unwrap(), 0, "a kick");
     }
