@@ -44,3 +44,27 @@ fn a_new_link_address_of_the_director() {
         drop(s.take_director());
     }
 }
+
+/// Chunks are chosen by the MTUs at the start. A larger one is told of while uvs runs, and not once it has started by it.
+#[test]
+fn a_larger_mtu_of_the_director() {
+    let Some(mut s) = scenario("mtu", Plan::new(Layout::OneSegment)) else {
+        return;
+    };
+    s.offer(Method::Route, Family::V4).unwrap();
+    s.start(&["--driver", "xdp"]).unwrap();
+    s.add_service(Method::Route, Family::V4, "-s rr").unwrap();
+    let index = s.topology.director.link("eth0").unwrap().index;
+    s.topology.director.netlink().set_mtu(index, 3000).unwrap();
+    let director = s.director().unwrap().process();
+    let is_told = |line: &str| line.contains("interface eth0: MTU 3000") && line.contains("longer than 1650 ");
+    director.wait_for_line(Duration::from_secs(5), is_told).unwrap();
+    s.request(Method::Route, Family::V4).expect("an answer");
+    drop(s.take_director());
+
+    s.start(&["--driver", "xdp"]).unwrap();
+    s.request(Method::Route, Family::V4).expect("an answer after");
+    let said = s.director().unwrap().process().output();
+    assert!(!said.contains("MTU"), "{said}");
+    support::assert_balanced(&mut s);
+}
