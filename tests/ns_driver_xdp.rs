@@ -27,7 +27,7 @@ use uvs::io::xdp::{
     frame_len_max,
 };
 use uvs::packet::frame::HEADROOM_MIN;
-use uvs::packet::{ChecksumOffload, Frame, Offload};
+use uvs::packet::{ChecksumOffload, ETHERNET_HEADER_LEN, Frame, Offload};
 use uvs::service::TransportProtocol;
 use uvs::table::InterfaceId;
 
@@ -142,22 +142,11 @@ fn filter_maps() -> FilterMaps {
     maps
 }
 
-/// Of Ethernet.
-const FRAME_LEN: usize = 1514;
-
 /// To be called in the director's namespace.
 fn open<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32) -> Station<R> {
-    open_for(mode, d0, queues, FRAME_LEN)
-}
-
-fn open_for<R: Rings>(mode: Option<AttachMode>, d0: &Link, queues: u32, frame_len: usize) -> Station<R> {
     let maps = filter_maps();
     let interface = XdpInterface::attach(d0.index, &maps, mode, d0.mac).unwrap();
-    let config = XdpConfig {
-        frame_len,
-        ..config(d0, queues, interface.attached() == AttachMode::Native)
-    };
-    let driver = XskDriver::<R>::open(config).unwrap();
+    let driver = XskDriver::<R>::open(config(d0, queues, interface.attached() == AttachMode::Native)).unwrap();
     let bound = driver.sockets();
     for queue in &bound {
         interface.add_socket(queue.binding.queue, queue.socket).unwrap();
@@ -182,7 +171,7 @@ fn config(d0: &Link, queues: u32, native: bool) -> XdpConfig {
     XdpConfig {
         queues: (0..queues).map(binding).collect(),
         frames_spare: FRAMES_SPARE_DEFAULT,
-        frame_len: FRAME_LEN,
+        frame_len: ETHERNET_HEADER_LEN + d0.mtu as usize,
         tun: Tun::create(tun::NAME).unwrap().queue().unwrap(),
         waker: Waker::new().unwrap(),
     }
@@ -339,16 +328,16 @@ fn falls_to_generic_when_the_mtu_is_too_large<R: Rings>() {
 /// How: an echo that fills a chunk but for its headroom, and one that is a byte longer. Goal: the first comes back as it was, from
 /// further in front; the second is counted.
 fn a_frame_as_long_as_its_chunk<R: Rings>() {
-    [FRAME_LEN, 3000]
-        .into_iter()
-        .for_each(a_frame_as_long_as_the_chunk_for::<R>);
+    for mtu in [1500, 3000] {
+        a_frame_as_long_as_a_chunk_for::<R>(mtu);
+    }
 }
 
-fn a_frame_as_long_as_the_chunk_for<R: Rings>(frame_len: usize) {
-    let payload = frame_len_max(frame_len) - 42;
+fn a_frame_as_long_as_a_chunk_for<R: Rings>(mtu: u32) {
+    let payload = frame_len_max(ETHERNET_HEADER_LEN + mtu as usize) - 42;
     in_lab(1, |lab, d0| {
         lab.set_mtu(9000);
-        let mut station = open_for::<R>(None, &d0, 1, frame_len);
+        let mut station = open::<R>(None, &Link { mtu, ..d0 }, 1);
         let client = lab.client(ECHO);
         let mut said: Vec<u8> = (0..=payload).map(|n| n as u8).collect();
         let done = while_forwarding(&mut station, || {
