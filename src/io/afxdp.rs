@@ -126,7 +126,7 @@ impl FrameMemory for AfxdpMemory {
     type Frame = AfxdpFrame;
     type Chunk = Chunk;
 
-    fn map(chunks: u32, chunk_len: usize) -> Result<AfxdpMemory, XdpError> {
+    fn map(chunks: u32, chunk_len: usize, _: Sharing) -> Result<AfxdpMemory, XdpError> {
         let chunks = chunks as usize;
         match MmapArea::new(chunks, chunk_len, MmapAreaOptions { huge_tlb: false }) {
             Ok((area, free)) => Ok(AfxdpMemory {
@@ -143,8 +143,8 @@ impl FrameMemory for AfxdpMemory {
         }
     }
 
-    fn chunk_len(&self) -> usize {
-        self.chunk_len
+    fn step(&self) -> Option<usize> {
+        Some(self.chunk_len)
     }
 
     #[inline]

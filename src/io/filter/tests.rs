@@ -7,7 +7,7 @@ use super::*;
 use crate::io::bpf::asm::{Assembler, R0};
 use crate::io::bpf::xdp_link::{self, AttachMode};
 use crate::io::bpf::{ProgramType, tcx};
-use crate::io::testing::{in_namespace, ip};
+use crate::io::testing::{in_namespace, index_of, ip};
 use crate::service::TransportProtocol::{Sctp, Tcp, Udp};
 
 const TCP: u8 = 6;
@@ -611,19 +611,12 @@ fn rules_come_and_go() {
     });
 }
 
-fn ifindex(name: &str) -> u32 {
-    xdp::nic::NicIndex::lookup_by_name(&std::ffi::CString::new(name).unwrap())
-        .unwrap()
-        .unwrap()
-        .into()
-}
-
 /// How: one filter after another in each mode. Goal: ours replaces ours, over a change of mode too, and one remains.
 #[test]
 fn a_filter_takes_the_place_of_an_older_one() {
     in_namespace(|| {
         ip("link add a0 type veth peer name b0");
-        let (a, maps) = (ifindex("a0"), maps());
+        let (a, maps) = (index_of("a0"), maps());
         for mode in [
             AttachMode::Native,
             AttachMode::Native,
@@ -654,7 +647,7 @@ fn a_filter_takes_the_place_of_an_older_one() {
 fn foreign_programs_are_named_and_left_alone() {
     in_namespace(|| {
         ip("link add a0 type veth peer name b0");
-        let (a, maps) = (ifindex("a0"), maps());
+        let (a, maps) = (index_of("a0"), maps());
         let mut text = Assembler::new();
         text.mov_imm(R0, 2);
         text.exit();

@@ -38,14 +38,8 @@ impl<R: Rings> XskDriver<R> {
     /// the interfaces, with their filters attached.
     pub fn open(config: XdpConfig) -> Result<XskDriver<R>, XdpError> {
         let senders = senders(&config.queues)?;
-        let mut memory = R::Memory::map(chunks(&config), chunk_len(config.frame_len))?;
-        let (mut sockets, mut reasons) = (Vec::new(), Vec::new());
-        for binding in &config.queues {
-            let (mut socket, reason) = open_socket(&memory, binding)?;
-            socket.refill(&mut memory);
-            sockets.push(socket);
-            reasons.push(reason);
-        }
+        let (mut memory, mut sockets, reasons) = open_sockets::<R>(&config)?;
+        sockets.iter_mut().for_each(|socket| socket.refill(&mut memory));
         senders
             .iter()
             .try_for_each(|&sender| check_can_send(&config.queues[sender]))?;
@@ -134,17 +128,32 @@ fn chunks(config: &XdpConfig) -> u32 {
 }
 
 /// Zero-copy where the filter is native and the card can; with the reason where it cannot.
-fn open_socket<R: Rings>(memory: &R::Memory, binding: &QueueBinding) -> Result<(Socket<R>, Option<String>), XdpError> {
-    if !binding.native {
-        return Ok((Socket::open(memory, binding, Sharing::Copy)?, None));
+#[expect(clippy::type_complexity, reason = "handed on once")]
+fn open_sockets<R: Rings>(config: &XdpConfig) -> Result<(R::Memory, Vec<Socket<R>>, Vec<Option<String>>), XdpError> {
+    let map = |sharing| R::Memory::map(chunks(config), chunk_len(config.frame_len), sharing);
+    let mut memory = map(Sharing::ZeroCopy)?;
+    let attempt = |binding: &QueueBinding| {
+        let open = || Socket::open(&memory, binding, Sharing::ZeroCopy);
+        binding.native.then(open).transpose()
+    };
+    let attempts: Vec<_> = config.queues.iter().map(attempt).collect();
+    if !attempts.iter().any(|attempt| matches!(attempt, Ok(Some(_)))) {
+        memory = map(Sharing::Copy)?;
     }
-    match Socket::open(memory, binding, Sharing::ZeroCopy) {
-        Ok(socket) => Ok((socket, None)),
-        Err(error) => {
-            let socket = Socket::open(memory, binding, Sharing::Copy)?;
-            Ok((socket, Some(format!("not zero-copy: {error}"))))
-        }
+    let (mut sockets, mut reasons) = (Vec::new(), Vec::new());
+    for (binding, attempt) in config.queues.iter().zip(attempts) {
+        let (socket, reason) = match attempt {
+            Ok(Some(socket)) => (Ok(socket), None),
+            Ok(None) => (Socket::open(&memory, binding, Sharing::Copy), None),
+            Err(error) => (
+                Socket::open(&memory, binding, Sharing::Copy),
+                Some(format!("not zero-copy: {error}")),
+            ),
+        };
+        sockets.push(socket?);
+        reasons.push(reason);
     }
+    Ok((memory, sockets, reasons))
 }
 
 impl<R: Rings> Driver for XskDriver<R> {

@@ -1,31 +1,38 @@
 //! The memory that all sockets of a worker share with the kernel, and its free chunks.
 #![allow(
     unsafe_code,
-    reason = "addresses of the kernel's are places in memory that the crate maps"
+    reason = "addresses of the kernel's are places in memory that is mapped here"
 )]
 
 use std::ptr::NonNull;
 
-use libc::xdp_desc;
-use xdp::Umem;
-use xdp::umem::{FrameSize, UmemCfgBuilder};
+use libc::{XSK_UNALIGNED_BUF_ADDR_MASK, XSK_UNALIGNED_BUF_OFFSET_SHIFT, xdp_desc};
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::net::xdp::{XdpUmemReg, XdpUmemRegFlags};
 
+use super::XdpError;
 use super::frame::{HEADROOM, KERNEL_LEN, XdpFrame};
 use super::rings::FrameMemory;
-use super::{CHUNK_LEN_MIN, XdpError};
+use super::socket::Sharing;
 
-/// Chunks of the crate `xdp`, all taken from it: in its own list of free ones none can be looked at, which `Order` must.
+/// Chunks one behind the other, and stand-ins behind them.
+///
+/// An address, as the kernel has them, counts bytes from the beginning. Where the kernel copies, chunks begin anywhere
+/// (`XDP_UMEM_UNALIGNED_CHUNK_FLAG`): then the upper 16 bits of an address are how far behind the chunk's beginning, the lower 48, it is.
 pub struct XdpMemory {
-    umem: Umem,
-    /// Where chunk 0 is.
-    base: NonNull<u8>,
-    /// Addresses, which count from `base`.
+    memory: MmapRaw,
+    /// Addresses of chunks.
     free: Vec<u64>,
     chunks: usize,
     /// A power of two.
     chunk_len: usize,
+    aligned: bool,
     stand_ins: StandIns,
 }
+
+/// Bytes between chunks that need not be aligned. All their headers would be in few sets of a processor's cache, which does not hold a
+/// ring of them then (perf/README.md).
+const APART: usize = 64;
 
 /// Short frames that the kernel copies are sent from few places that are used over and over. It has each page of the memory mapped by
 /// itself, and a ring of chunks is more pages than the processor remembers: to walk to a frame's took it a fifth of what
@@ -44,8 +51,10 @@ const STAND_INS: usize = 1024;
 /// Bytes of one: longer frames are sent from where they are.
 const STAND_IN_LEN: usize = 256;
 
-const _: () =
-    assert!((STAND_INS * STAND_IN_LEN).is_multiple_of(super::CHUNK_LEN_MAX) && STAND_INS <= u16::MAX as usize);
+const _: () = assert!(STAND_INS <= u16::MAX as usize);
+
+/// The kernel counts memory in pages, of any length on some processors.
+const PAGE_LEN_MAX: usize = 1 << 16;
 
 impl StandIns {
     fn new(first: u64) -> StandIns {
@@ -65,44 +74,67 @@ impl StandIns {
     }
 }
 
-// SAFETY: `base` points into `umem`, which goes with it.
-unsafe impl Send for XdpMemory {}
-
 impl XdpMemory {
-    /// To be registered with sockets.
-    pub(super) fn umem(&self) -> &Umem {
-        &self.umem
+    /// As sockets register it.
+    pub(super) fn registration(&self) -> XdpUmemReg {
+        XdpUmemReg {
+            addr: self.memory.as_ptr().addr() as u64,
+            len: self.memory.len() as u64,
+            chunk_size: self.chunk_len as u32,
+            headroom: HEADROOM as u32,
+            flags: match self.aligned {
+                true => XdpUmemRegFlags::empty(),
+                false => XdpUmemRegFlags::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
+            },
+            tx_metadata_len: 0,
+        }
     }
 
     /// A frame of which the kernel said where it is.
     #[inline(always)]
     pub(super) fn frame(&self, address: u64, len: u32) -> XdpFrame {
         let chunk = self.chunk_of(address);
-        let at = (address - chunk) as usize;
+        let at = (place(address) - chunk) as usize;
         debug_assert!(at >= KERNEL_LEN, "a frame at {at} of its chunk");
         XdpFrame::new(self.at(chunk), self.chunk_len, at - KERNEL_LEN, len as usize)
     }
 
+    /// The chunk of that address, or of one in it.
     #[inline(always)]
-    fn chunk_of(&self, address: u64) -> u64 {
-        address & !(self.chunk_len as u64 - 1)
+    pub(super) fn chunk_of(&self, address: u64) -> u64 {
+        match self.aligned {
+            true => address & !(self.chunk_len as u64 - 1),
+            false => address & XSK_UNALIGNED_BUF_ADDR_MASK,
+        }
+    }
+
+    #[inline(always)]
+    fn chunk_with(&self, frame: &XdpFrame) -> u64 {
+        self.distance(frame.room()) - KERNEL_LEN as u64
     }
 
     /// Where the kernel finds a frame.
     #[inline(always)]
     pub(super) fn address_of(&self, frame: &XdpFrame) -> u64 {
-        self.distance(frame.first())
+        let place = self.distance(frame.first());
+        match self.aligned {
+            true => place,
+            false => {
+                let chunk = self.chunk_with(frame);
+                chunk | (place - chunk) << XSK_UNALIGNED_BUF_OFFSET_SHIFT
+            }
+        }
     }
 
     #[inline(always)]
     fn distance(&self, to: NonNull<u8>) -> u64 {
-        (to.addr().get() - self.base.addr().get()) as u64
+        (to.addr().get() - self.memory.as_ptr().addr()) as u64
     }
 
     /// Takes back the chunk of that address, or of one in it, or the chunk whose stand-in has that address.
     #[inline(always)]
     pub(super) fn give_back(&mut self, address: u64) {
-        let chunk = self.stand_ins.give_back(address);
+        let chunk = self.stand_ins.give_back(address & XSK_UNALIGNED_BUF_ADDR_MASK);
         self.free.push(chunk.unwrap_or_else(|| self.chunk_of(address)));
     }
 
@@ -117,9 +149,10 @@ impl XdpMemory {
         };
         let to = self.stand_ins.first + number as u64 * STAND_IN_LEN as u64;
         self.stand_ins.chunks[number as usize] = self.chunk_of(frame.addr);
-        // SAFETY: both are in the memory behind `base`: the one a frame of ours, the other as long at least, and ours while it is not free.
+        let base = self.memory.as_mut_ptr();
+        // SAFETY: both are in the memory: the one a frame of ours, the other as long at least, and ours while it is not free.
         unsafe {
-            let (from, to) = (self.base.add(frame.addr as usize), self.base.add(to as usize));
+            let (from, to) = (base.add(place(frame.addr) as usize), base.add(to as usize));
             to.copy_from_nonoverlapping(from, frame.len as usize);
         }
         frame.addr = to;
@@ -134,59 +167,41 @@ impl XdpMemory {
     #[inline(always)]
     fn at(&self, chunk: u64) -> NonNull<u8> {
         debug_assert!(chunk < self.stand_ins.first, "no chunk at {chunk}");
-        // SAFETY: addresses come from `free`, or from the kernel for frames that it had from there: all in the memory behind `base`.
-        unsafe { self.base.add(chunk as usize) }
+        // SAFETY: addresses come from `free`, or from the kernel for frames that it had from there: all in the memory, which is not at 0.
+        unsafe { NonNull::new_unchecked(self.memory.as_mut_ptr().add(chunk as usize)) }
     }
+}
 
-    /// Asks for huge pages under memory that is still untouched: of small ones there are more than the processor remembers.
-    fn advise_huge_pages(&self) {
-        let len = self.stand_ins.first as usize + STAND_INS * STAND_IN_LEN;
-        // SAFETY: MADV_HUGEPAGE changes no content. Its result is of no interest: without huge pages it is slower, not wrong.
-        unsafe { libc::madvise(self.base.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-    }
+/// How many bytes from the beginning an address is.
+#[inline(always)]
+fn place(address: u64) -> u64 {
+    (address & XSK_UNALIGNED_BUF_ADDR_MASK) + (address >> XSK_UNALIGNED_BUF_OFFSET_SHIFT)
 }
 
 impl FrameMemory for XdpMemory {
     type Frame = XdpFrame;
     type Chunk = u64;
 
-    fn map(chunks: u32, chunk_len: usize) -> Result<XdpMemory, XdpError> {
-        let all = chunks as usize + STAND_INS * STAND_IN_LEN / chunk_len;
-        let configuration = UmemCfgBuilder {
-            frame_size: match chunk_len {
-                CHUNK_LEN_MIN => FrameSize::TwoK,
-                _ => FrameSize::FourK,
-            },
-            head_room: HEADROOM as u32,
-            frame_count: all as u32,
-            ..UmemCfgBuilder::default()
-        };
-        let configuration = configuration.build().expect("constants within their limits");
-        let mut umem = Umem::map(configuration).map_err(|source| XdpError::Memory {
-            mib: (all * chunk_len / (1 << 20)) as u64,
+    fn map(chunks: u32, chunk_len: usize, sharing: Sharing) -> Result<XdpMemory, XdpError> {
+        let aligned = sharing == Sharing::ZeroCopy;
+        let step = chunk_len + if aligned { 0 } else { APART };
+        let end = (chunks as usize * step).next_multiple_of(STAND_IN_LEN);
+        let len = (end + STAND_INS * STAND_IN_LEN).next_multiple_of(PAGE_LEN_MAX);
+        let failed = |source| XdpError::Memory {
+            mib: (len / (1 << 20)) as u64,
             source,
-        })?;
-        // SAFETY: packets are where chunks are, no more; nobody reads or writes by them.
-        let packets = std::iter::from_fn(|| unsafe { umem.alloc() });
-        let start = |packet: xdp::Packet| packet.as_ptr().expose_provenance() & !(chunk_len - 1);
-        let starts: Vec<usize> = packets.map(start).collect();
-        let base = *starts.iter().min().expect("there are chunks");
-        assert_eq!(
-            starts.iter().max(),
-            Some(&(base + (all - 1) * chunk_len)),
-            "one behind the other"
-        );
-        let addresses = (0..chunks as u64).map(|n| n * chunk_len as u64);
-        let memory = XdpMemory {
-            umem,
-            base: NonNull::new(std::ptr::with_exposed_provenance_mut(base)).expect("memory is not at 0"),
-            free: addresses.rev().collect(),
+        };
+        let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon().map_err(failed)?);
+        // Of small pages there are more than the processor remembers. Its result is of no interest: without, it is slower, not wrong.
+        _ = memory.advise(Advice::HugePage);
+        Ok(XdpMemory {
+            memory,
+            free: (0..chunks as u64).rev().map(|n| n * step as u64).collect(),
             chunks: chunks as usize,
             chunk_len,
-            stand_ins: StandIns::new(chunks as u64 * chunk_len as u64),
-        };
-        memory.advise_huge_pages();
-        Ok(memory)
+            aligned,
+            stand_ins: StandIns::new(end as u64),
+        })
     }
 
     #[inline]
@@ -197,11 +212,11 @@ impl FrameMemory for XdpMemory {
 
     #[inline]
     fn free(&mut self, frame: XdpFrame) {
-        self.give_back(self.distance(frame.room()));
+        self.free.push(self.chunk_with(&frame));
     }
 
-    fn chunk_len(&self) -> usize {
-        self.chunk_len
+    fn step(&self) -> Option<usize> {
+        self.aligned.then_some(self.chunk_len)
     }
 
     #[inline]
@@ -221,8 +236,8 @@ impl FrameMemory for XdpMemory {
 
 #[cfg(test)]
 mod tests {
-    use super::super::CHUNK_LEN_MAX;
     use super::super::frame::len_max;
+    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN};
     use super::*;
     use crate::packet::Frame;
 
@@ -230,21 +245,29 @@ mod tests {
     /// and end anywhere in their chunks, by their addresses and back.
     #[test]
     fn each_chunk_comes_back_as_itself() {
-        [CHUNK_LEN_MIN, CHUNK_LEN_MAX].into_iter().for_each(each_comes_back);
+        for sharing in [Sharing::ZeroCopy, Sharing::Copy] {
+            each_comes_back(CHUNK_LEN_MIN, sharing);
+            each_comes_back(CHUNK_LEN_MAX, sharing);
+        }
     }
 
-    fn each_comes_back(chunk_len: usize) {
+    fn each_comes_back(chunk_len: usize, sharing: Sharing) {
         let len_max = len_max(chunk_len);
-        let mut memory = XdpMemory::map(8, chunk_len).unwrap();
+        let mut memory = XdpMemory::map(8, chunk_len, sharing).unwrap();
+        let chunks: Vec<u64> = memory.free_chunks().iter().rev().copied().collect();
+        assert!(chunks.windows(2).all(|pair| pair[0] + chunk_len as u64 <= pair[1]));
         let mut frames: Vec<XdpFrame> = std::iter::from_fn(|| memory.allocate()).collect();
         assert_eq!((frames.len(), memory.outstanding()), (8, 8));
         for (frame, n) in frames.iter_mut().zip(0u8..) {
             frame.set_len(60).unwrap();
             frame.bytes_mut().fill(n);
-            assert_eq!(
-                memory.address_of(frame),
-                n as u64 * chunk_len as u64 + (KERNEL_LEN + HEADROOM) as u64
-            );
+            // As the kernel has it of a frame that it received.
+            let behind = (KERNEL_LEN + HEADROOM) as u64;
+            let address = match sharing {
+                Sharing::ZeroCopy => chunks[n as usize] + behind,
+                Sharing::Copy => chunks[n as usize] | behind << 48,
+            };
+            assert_eq!(memory.address_of(frame), address);
         }
         let ends: [&dyn Fn(&mut XdpFrame); 4] = [
             &|frame| frame.grow_front(HEADROOM).unwrap(),
@@ -264,17 +287,27 @@ mod tests {
                 assert_eq!(memory.frame(address, len as u32).bytes().as_ptr_range(), place);
             }
             memory.free(frame);
-            assert_eq!(memory.free_chunks().last(), Some(&(n as u64 * chunk_len as u64)));
+            assert_eq!(memory.free_chunks().last(), Some(&chunks[n as usize]));
         }
         assert_eq!(memory.outstanding(), 0);
-        let all: Vec<u64> = memory.take(9).collect();
-        assert_eq!(all, (0..8).rev().map(|n| n * chunk_len as u64).collect::<Vec<_>>());
+        assert!(memory.take(9).eq(chunks.into_iter().rev()));
         assert!(memory.allocate().is_none());
+    }
+
+    fn sorted(chunks: &[u64]) -> Vec<u64> {
+        let mut chunks = chunks.to_vec();
+        chunks.sort_unstable();
+        chunks
     }
 
     fn bytes_at<'m>(memory: &'m XdpMemory, frame: &xdp_desc) -> &'m [u8] {
         // SAFETY: in the memory, which nobody writes to meanwhile.
-        unsafe { std::slice::from_raw_parts(memory.base.add(frame.addr as usize).as_ptr(), frame.len as usize) }
+        unsafe {
+            std::slice::from_raw_parts(
+                memory.memory.as_ptr().add(place(frame.addr) as usize),
+                frame.len as usize,
+            )
+        }
     }
 
     /// Goal: a short frame is sent from elsewhere, as it is, and its chunk comes back; a longer one, and one for which there is no room,
@@ -282,7 +315,8 @@ mod tests {
     #[test]
     fn short_frames_have_stand_ins() {
         const FRAMES: usize = 2 * STAND_INS;
-        let mut memory = XdpMemory::map(FRAMES as u32, CHUNK_LEN_MIN).unwrap();
+        let mut memory = XdpMemory::map(FRAMES as u32, CHUNK_LEN_MIN, Sharing::Copy).unwrap();
+        let all = sorted(&memory.free);
         let lens = [60, STAND_IN_LEN + 1, 1, STAND_IN_LEN];
         for _ in 0..2 {
             let mut sent = Vec::new();
@@ -314,12 +348,7 @@ mod tests {
                 assert!(bytes_at(&memory, frame).iter().all(|byte| *byte == number as u8));
             }
             sent.iter().for_each(|(frame, _)| memory.give_back(frame.addr));
-            let mut free = memory.free.clone();
-            free.sort_unstable();
-            assert!(
-                free.into_iter()
-                    .eq((0..FRAMES as u64).map(|n| n * CHUNK_LEN_MIN as u64))
-            );
+            assert_eq!(sorted(&memory.free), all);
             assert_eq!(memory.stand_ins.free.len(), STAND_INS);
         }
     }

@@ -1,9 +1,9 @@
 //! The rings that a socket shares with the kernel, as its documentation has them (Documentation/networking/af_xdp.rst): one side
 //! writes entries and says how far, the other reads them and says how far.
 //!
-//! The crate `xdp` opens the socket, and has rings too. Its frames are 48 bytes that are moved from ring to batch, from batch to queue
+//! Crates for AF_XDP have rings too. Those of `xdp` 0.8 hold frames of 48 bytes that are moved from ring to batch, from batch to queue
 //! and from there to the other ring, and none of the free ones can be looked at without being taken: that was a quarter of a worker's own time
-//! (perf/README.md).
+//! (perf/README.md). Nor has it chunks that are not aligned (`memory`).
 #![allow(
     unsafe_code,
     reason = "counters and entries lie in memory that the kernel writes too"
@@ -11,11 +11,13 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use libc::{xdp_desc, xdp_mmap_offsets, xdp_ring_offset};
+use libc::{xdp_desc, xdp_ring_offset};
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::net::sockopt::xdp_mmap_offsets;
+use rustix::net::xdp::XdpRingOffset;
 
 /// Descriptors of each ring: a power of two.
 pub const RING: u32 = 2048;
@@ -45,35 +47,34 @@ pub struct SocketRings {
 
 impl SocketRings {
     /// Maps the rings of a socket, which has them, of [`RING`] entries each, and is not bound yet: then the kernel refuses.
-    pub fn map(socket: RawFd) -> io::Result<SocketRings> {
-        let offsets = offsets(socket)?;
+    pub fn map(socket: &OwnedFd) -> io::Result<SocketRings> {
+        let offsets = xdp_mmap_offsets(socket)?;
+        let socket = socket.as_raw_fd();
+        let (receive, transmit) = (libc::XDP_PGOFF_RX_RING as u64, libc::XDP_PGOFF_TX_RING as u64);
         Ok(SocketRings {
-            fill: Producer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_FILL_RING, offsets.fr)?),
-            receive: Consumer::new(Ring::map(socket, libc::XDP_PGOFF_RX_RING as u64, offsets.rx)?),
-            transmit: Producer::new(Ring::map(socket, libc::XDP_PGOFF_TX_RING as u64, offsets.tx)?),
-            completion: Consumer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_COMPLETION_RING, offsets.cr)?),
+            fill: Producer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_FILL_RING, all_of(offsets.fr)?)?),
+            receive: Consumer::new(Ring::map(socket, receive, all_of(offsets.rx)?)?),
+            transmit: Producer::new(Ring::map(socket, transmit, all_of(offsets.tx)?)?),
+            completion: Consumer::new(Ring::map(
+                socket,
+                libc::XDP_UMEM_PGOFF_COMPLETION_RING,
+                all_of(offsets.cr)?,
+            )?),
         })
     }
 }
 
-/// Where in each ring's memory things are.
-fn offsets(socket: RawFd) -> io::Result<xdp_mmap_offsets> {
-    // SAFETY: plain numbers, for which zero is valid.
-    let mut offsets: xdp_mmap_offsets = unsafe { std::mem::zeroed() };
-    let mut len = size_of::<xdp_mmap_offsets>() as libc::socklen_t;
-    let (level, option) = (libc::SOL_XDP, libc::XDP_MMAP_OFFSETS);
-    // SAFETY: the pointers are to the structure of that option and to its length.
-    let result = unsafe { libc::getsockopt(socket, level, option, (&raw mut offsets).cast(), &raw mut len) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // Kernels before 5.4 know no flags and tell less: those the crate has refused.
-    assert_eq!(
-        len as usize,
-        size_of::<xdp_mmap_offsets>(),
-        "the crate has asked before"
-    );
-    Ok(offsets)
+/// Where in a ring's memory things are, if the kernel has them all.
+fn all_of(offsets: XdpRingOffset) -> io::Result<xdp_ring_offset> {
+    let flags = offsets
+        .flags
+        .ok_or_else(|| io::Error::other("this kernel's rings do not say when it sleeps (Linux 5.4)"))?;
+    Ok(xdp_ring_offset {
+        producer: offsets.producer,
+        consumer: offsets.consumer,
+        desc: offsets.desc,
+        flags,
+    })
 }
 
 /// A ring's memory, and how far we are in it.

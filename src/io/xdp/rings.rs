@@ -1,10 +1,11 @@
-//! The rings of a socket and the memory behind them: what the driver needs, and sockets of the crate `xdp` that give it.
+//! The rings of a socket and the memory behind them: what the driver needs, and sockets that give it.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use libc::xdp_desc;
-use xdp::RingConfigBuilder;
-use xdp::socket::{SocketError, XdpSocket, XdpSocketBuilder};
+use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 use super::frame::XdpFrame;
 use super::memory::XdpMemory;
@@ -66,11 +67,11 @@ pub trait FrameMemory: Sized {
     /// What is known of a free chunk.
     type Chunk;
 
-    /// That many chunks of so many bytes.
-    fn map(chunks: u32, chunk_len: usize) -> Result<Self, XdpError>;
+    /// That many chunks of so many bytes, for sockets that all copy, or of which some do not.
+    fn map(chunks: u32, chunk_len: usize, sharing: Sharing) -> Result<Self, XdpError>;
 
-    /// Bytes of a chunk.
-    fn chunk_len(&self) -> usize;
+    /// From the address of a chunk to its neighbour's, where the kernel finds what it knows of a chunk by that. `None`: it does not.
+    fn step(&self) -> Option<usize>;
 
     /// A free chunk as an empty frame.
     fn allocate(&mut self) -> Option<Self::Frame>;
@@ -88,11 +89,11 @@ pub trait FrameMemory: Sized {
     fn outstanding(&self) -> usize;
 }
 
-/// A socket that the crate `xdp` has opened.
+/// A socket of ours.
 pub struct XdpRings {
     // Dropped in this order: what is bound goes last.
     rings: SocketRings,
-    socket: XdpSocket,
+    socket: OwnedFd,
     sharing: Sharing,
 }
 
@@ -101,30 +102,27 @@ impl Rings for XdpRings {
     type Frame = XdpFrame;
 
     fn open(memory: &XdpMemory, binding: &QueueBinding, sharing: Sharing) -> Result<XdpRings, XdpError> {
-        let failed = |what, error| socket_error(binding, what, error);
-        let mut builder = XdpSocketBuilder::new().map_err(|e| failed("open", e))?;
-        let sizes = RingConfigBuilder {
-            rx_count: RING,
-            tx_count: RING,
-            fill_count: RING,
-            completion_count: RING,
-        };
-        let sizes = sizes.build().expect("powers of two");
-        // The crate's own view of the rings goes at once.
-        let (_, mut flags) = builder
-            .build_wakable_rings(memory.umem(), sizes)
-            .map_err(|e| failed("set up", e))?;
-        let rings = SocketRings::map(builder.as_raw_fd()).map_err(|e| XdpError::system(binding, "map", e))?;
-        match sharing {
-            Sharing::ZeroCopy => flags.force_zerocopy(),
-            Sharing::Copy => flags.force_copy(),
+        let failed = |what, error: io::Error| XdpError::system(binding, what, error);
+        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None);
+        let socket = socket.map_err(|e| failed("open", e.into()))?;
+        sockopt::set_xdp_umem_reg(&socket, memory.registration()).map_err(|e| failed("give memory to", e.into()))?;
+        for set_len in [
+            sockopt::set_xdp_umem_fill_ring_size,
+            sockopt::set_xdp_umem_completion_ring_size,
+            sockopt::set_xdp_rx_ring_size,
+            sockopt::set_xdp_tx_ring_size,
+        ] {
+            set_len(&socket, RING).map_err(|e| failed("set up", e.into()))?;
         }
-        let socket = builder.bind(xdp::nic::NicIndex::new(binding.ifindex), binding.queue, flags);
-        Ok(XdpRings {
-            rings,
-            socket: socket.map_err(|e| failed("bind", e))?,
-            sharing,
-        })
+        let rings = SocketRings::map(&socket).map_err(|e| failed("map", e))?;
+        let flags = match sharing {
+            Sharing::ZeroCopy => SocketAddrXdpFlags::XDP_ZEROCOPY,
+            Sharing::Copy => SocketAddrXdpFlags::XDP_COPY,
+        };
+        let flags = flags | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        bind(&socket, &SocketAddrXdp::new(flags, binding.ifindex, binding.queue))
+            .map_err(|e| failed("bind", e.into()))?;
+        Ok(XdpRings { rings, socket, sharing })
     }
 
     fn fd(&self) -> RawFd {
@@ -191,13 +189,4 @@ impl Rings for XdpRings {
     fn transmit_wants_wakeup(&mut self) -> bool {
         self.rings.transmit.wants_wakeup()
     }
-}
-
-fn socket_error(binding: &QueueBinding, what: &'static str, error: SocketError) -> XdpError {
-    let source = match error {
-        SocketError::SocketCreation(source) | SocketError::Bind(source) => source,
-        SocketError::SetSockOpt { inner, .. } | SocketError::GetSockOpt { inner, .. } => inner,
-        SocketError::RingMap { inner, .. } => inner,
-    };
-    XdpError::system(binding, what, source)
 }
