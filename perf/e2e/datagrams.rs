@@ -89,7 +89,7 @@ impl Lane {
         let (sent, arrived, before, all_before) = (self.generator.sent()?, self.sink.count()?, spent(), all());
         let start = Instant::now();
         let source = self.generator.bursts(frames, Duration::from_millis(3))?;
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(4));
         let packets = spent().saturating_sub(before);
         let others = all().saturating_sub(all_before).saturating_sub(packets);
         let sent = self.generator.sent()? - sent;
@@ -117,28 +117,28 @@ struct Cost {
     others: f64,
 }
 
-/// Turns of a run.
-const TURNS: usize = 12;
+/// Frames of a turn: a burst that finds what the others' turns have left in the caches, and one that does not.
+const TURN: u32 = 2 * BURST;
 
-fn frames(setup: &Setup) -> u32 {
-    if setup.quick { 36 * BURST } else { 96 * BURST }
+fn turn_count(setup: &Setup) -> usize {
+    if setup.quick { 36 } else { 96 }
 }
 
-/// Runs the lanes by turns; the first is the base, which is taken off the others. The turns of a run are short, so that what
-/// else the machine does meets all lanes, and its values are their lower quartiles, as that only adds.
+/// Runs the lanes by turns; the first is the base, which is taken off the others. The turns of a run are short, so that
+/// what else the machine does meets all lanes, and its values are their lower quartiles, as that only adds.
 fn cost_row(setup: &Setup, row: &mut Row, lanes: &mut [Lane]) -> Result<(), Error> {
     let mut values = vec![Vec::new(); lanes.len()];
     let mut least = vec![1.0f64; lanes.len()];
     let mut others = vec![0.0f64; lanes.len()];
     for lane in lanes.iter_mut() {
-        lane.cost(BURST * 4)?;
+        lane.cost(2 * TURN)?;
     }
     for _ in 0..setup.runs {
         let mut turns = vec![Vec::new(); lanes.len()];
-        for _ in 0..TURNS {
+        for _ in 0..turn_count(setup) {
             for (n, lane) in lanes.iter_mut().enumerate() {
                 setup.go_on()?;
-                let cost = lane.cost(frames(setup) / TURNS as u32)?;
+                let cost = lane.cost(TURN)?;
                 turns[n].push(cost.ns);
                 least[n] = least[n].min(cost.arrived);
                 others[n] = others[n].max(cost.others);
@@ -251,7 +251,7 @@ pub fn one_packet(setup: &Setup) -> Result<Row, Error> {
         for (peer, values) in &mut peers {
             setup.go_on()?;
             let mut lane = Lane::build(setup, "onepacket", *peer, MILLION, Order::InTurn)?;
-            let ns = lane.cost(frames(setup))?.ns;
+            let ns = lane.cost(turn_count(setup) as u32 * BURST)?.ns;
             match peer {
                 Peer::Base => base = ns,
                 _ => values.push(1e9 / (ns - base)),
