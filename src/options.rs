@@ -67,7 +67,7 @@ pub enum DriverChoice {
     /// The best that each interface can: xdp zero-copy, xdp native, else raw
     #[default]
     Auto,
-    /// AF_XDP by the crate `xdp`: zero-copy, native or generic, and says which
+    /// AF_XDP: zero-copy, native or generic, and says which
     Xdp,
     /// AF_XDP by the crate `afxdp`; only in builds with the feature `afxdp`
     Afxdp,

@@ -38,7 +38,8 @@ impl<R: Rings> XskDriver<R> {
     /// the interfaces, with their filters attached.
     pub fn open(config: XdpConfig) -> Result<XskDriver<R>, XdpError> {
         let senders = senders(&config.queues)?;
-        let (mut memory, mut sockets, reasons) = open_sockets::<R>(&config)?;
+        let (mut memory, sockets) = open_sockets::<R>(&config)?;
+        let (mut sockets, reasons): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
         sockets.iter_mut().for_each(|socket| socket.refill(&mut memory));
         senders
             .iter()
@@ -127,9 +128,12 @@ fn chunks(config: &XdpConfig) -> u32 {
     config.queues.len() as u32 * 2 * RING + config.frames_spare + 2 * BATCH_MAX as u32
 }
 
-/// Zero-copy where the filter is native and the card can; with the reason where it cannot.
-#[expect(clippy::type_complexity, reason = "handed on once")]
-fn open_sockets<R: Rings>(config: &XdpConfig) -> Result<(R::Memory, Vec<Socket<R>>, Vec<Option<String>>), XdpError> {
+/// A socket, and why it is not zero-copy, if that was tried.
+type Opened<R> = (Socket<R>, Option<String>);
+
+/// A socket for each queue over one memory. Zero-copy where the filter is native and the card can; where none can, the memory is laid out
+/// for the kernel to copy.
+fn open_sockets<R: Rings>(config: &XdpConfig) -> Result<(R::Memory, Vec<Opened<R>>), XdpError> {
     let map = |sharing| R::Memory::map(chunks(config), chunk_len(config.frame_len), sharing);
     let mut memory = map(Sharing::ZeroCopy)?;
     let attempt = |binding: &QueueBinding| {
@@ -140,20 +144,16 @@ fn open_sockets<R: Rings>(config: &XdpConfig) -> Result<(R::Memory, Vec<Socket<R
     if !attempts.iter().any(|attempt| matches!(attempt, Ok(Some(_)))) {
         memory = map(Sharing::Copy)?;
     }
-    let (mut sockets, mut reasons) = (Vec::new(), Vec::new());
-    for (binding, attempt) in config.queues.iter().zip(attempts) {
-        let (socket, reason) = match attempt {
-            Ok(Some(socket)) => (Ok(socket), None),
-            Ok(None) => (Socket::open(&memory, binding, Sharing::Copy), None),
-            Err(error) => (
-                Socket::open(&memory, binding, Sharing::Copy),
-                Some(format!("not zero-copy: {error}")),
-            ),
+    let open = |(binding, attempt)| {
+        let reason = match attempt {
+            Ok(Some(socket)) => return Ok((socket, None)),
+            Ok(None) => None,
+            Err(error) => Some(format!("not zero-copy: {error}")),
         };
-        sockets.push(socket?);
-        reasons.push(reason);
-    }
-    Ok((memory, sockets, reasons))
+        Ok((Socket::open(&memory, binding, Sharing::Copy)?, reason))
+    };
+    let sockets = config.queues.iter().zip(attempts).map(open).collect::<Result<_, _>>()?;
+    Ok((memory, sockets))
 }
 
 impl<R: Rings> Driver for XskDriver<R> {

@@ -1,4 +1,4 @@
-//! The driver `xdp`: AF_XDP sockets on the crate `xdp`, one for each queue that a worker owns.
+//! The driver `xdp`: AF_XDP sockets, one for each queue that a worker owns.
 //!
 //! ```text
 //!  control thread                              worker
@@ -10,7 +10,7 @@
 //! All sockets of a worker register the same memory, so a frame that came in at one interface leaves at another by
 //! its address alone. A frame lives in a chunk of 2048 bytes, or of 4096 where an interface's MTU asks for that: interfaces with a
 //! larger one are for the driver `raw`.
-//! [`XskDriver`] is the driver; [`Rings`] is what it needs: [`XdpRings`] are those of sockets that the crate `xdp` opens,
+//! [`XskDriver`] is the driver; [`Rings`] is what it needs: [`XdpRings`] are those of sockets that `rustix` opens,
 //! and `io::afxdp` has those of another crate.
 //! The worker sends at each interface by the first queue that it owns there, so it must own one on each.
 //!
@@ -42,7 +42,7 @@ pub use ring::RING;
 pub use rings::{FrameMemory, Rings, XdpRings};
 pub use socket::Sharing;
 
-/// The driver on the crate `xdp`.
+/// The driver on rings of our own.
 pub type XdpDriver = XskDriver<XdpRings>;
 
 /// Bytes of a chunk: a frame, its headroom, and what the kernel keeps for itself. The shortest there is, as the kernel has each page of

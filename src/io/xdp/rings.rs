@@ -190,3 +190,85 @@ impl Rings for XdpRings {
         self.rings.transmit.wants_wakeup()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN, XdpInterface, wakeup};
+    use super::*;
+    use crate::io::filter::{FilterMaps, Rule};
+    use crate::io::testing::{Sniffer, in_namespace, index_of, ip, wait_up};
+    use crate::service::TransportProtocol::Udp;
+
+    const PORT: u16 = 7;
+
+    /// A frame to the service, whose content has a number.
+    fn datagram(number: u8, len: usize) -> Vec<u8> {
+        let headers = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let headers = headers.ipv4([10, 0, 0, 9], [10, 9, 0, 1], 64).udp(9, PORT);
+        let mut frame = Vec::new();
+        headers.write(&mut frame, &vec![number; len - 42]).unwrap();
+        frame
+    }
+
+    /// Goal: the kernel puts frames where we take them from, and sends what we wrote, from memory laid out for zero-copy (a worker may have
+    /// such a socket beside others) as from the other, in chunks of both lengths. How: more frames than there are chunks, shorter and longer
+    /// than a stand-in, come in at a veth, are changed and go back.
+    #[test]
+    fn frames_go_through_either_memory() {
+        for sharing in [Sharing::Copy, Sharing::ZeroCopy] {
+            for chunk_len in [CHUNK_LEN_MIN, CHUNK_LEN_MAX] {
+                in_namespace(|| go_through(sharing, chunk_len));
+            }
+        }
+    }
+
+    fn go_through(sharing: Sharing, chunk_len: usize) {
+        ip("link add a0 type veth peer name b0");
+        ip("link set a0 up");
+        ip("link set b0 up");
+        wait_up("a0");
+        let mut maps = FilterMaps::new().unwrap();
+        let (protocol, address, port) = (Udp, "10.9.0.1".parse().unwrap(), PORT);
+        maps.insert(Rule::Service {
+            protocol,
+            address,
+            port,
+        })
+        .unwrap();
+        let interface = XdpInterface::attach(index_of("a0"), &maps, None, None).unwrap();
+        let binding = QueueBinding {
+            interface: InterfaceId(0),
+            ifindex: interface.ifindex(),
+            name: "a0".to_owned(),
+            queue: 0,
+            native: true,
+        };
+        let mut memory = XdpMemory::map(8, chunk_len, sharing).unwrap();
+        let mut rings = XdpRings::open(&memory, &binding, Sharing::Copy).unwrap();
+        interface.add_socket(0, rings.fd()).unwrap();
+        assert_eq!(rings.fill(&mut memory, 9), 8);
+        let client = Sniffer::new("b0");
+        for (number, len) in (0..20).zip([60, 1400, 257, 256].into_iter().cycle()) {
+            client.send(&datagram(number, len));
+            let (mut batch, end) = (Vec::new(), Instant::now() + Duration::from_secs(2));
+            while rings.receive(&memory, &mut batch, InterfaceId(0), 64) == 0 {
+                assert!(Instant::now() < end, "frame {number} of {len} bytes does not come");
+            }
+            let Received { mut frame, .. } = batch.pop().unwrap();
+            assert!(batch.is_empty() && frame.bytes() == datagram(number, len));
+            frame.bytes_mut()[42..].fill(number + 100);
+            rings.queue(&memory, frame);
+            rings.submit(&mut memory);
+            wakeup::kick_transmit(rings.fd()).unwrap();
+            let back = client.next(|frame| frame.len() == len && frame[42] == number + 100);
+            assert_eq!(back.unwrap()[42..], datagram(number + 100, len)[42..]);
+            while rings.complete(&mut memory, 1) == 0 {
+                assert!(Instant::now() < end, "frame {number} of {len} bytes does not come back");
+            }
+            assert_eq!(rings.fill(&mut memory, 9), 1, "its chunk");
+        }
+        interface.detach().unwrap();
+    }
+}
