@@ -334,10 +334,10 @@ mod tests {
 
     #[test]
     fn frames_grow_in_front_by_moving() {
-        let mut memory = AfxdpMemory::map(1, 2048).unwrap();
+        let mut memory = AfxdpMemory::map(1, 2048, Sharing::Copy).unwrap();
         let mut frame = memory.allocate().unwrap();
         assert!(memory.allocate().is_none());
-        let capacity = memory.chunk_len() - 256;
+        let capacity = memory.chunk_len - 256;
         assert_eq!(frame.set_len(capacity + 1), Err(NoRoom));
         frame.set_len(60).unwrap();
         frame.bytes_mut().fill(7);
