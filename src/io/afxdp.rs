@@ -126,7 +126,7 @@ impl FrameMemory for AfxdpMemory {
     type Frame = AfxdpFrame;
     type Chunk = Chunk;
 
-    fn map(chunks: u32, chunk_len: usize, _: Sharing) -> Result<AfxdpMemory, XdpError> {
+    fn map(chunks: u32, chunk_len: usize) -> Result<AfxdpMemory, XdpError> {
         let chunks = chunks as usize;
         match MmapArea::new(chunks, chunk_len, MmapAreaOptions { huge_tlb: false }) {
             Ok((area, free)) => Ok(AfxdpMemory {
@@ -141,6 +141,10 @@ impl FrameMemory for AfxdpMemory {
                 source: io::Error::last_os_error(),
             }),
         }
+    }
+
+    fn for_copying(self) -> AfxdpMemory {
+        self
     }
 
     fn step(&self) -> Option<usize> {
@@ -334,7 +338,7 @@ mod tests {
 
     #[test]
     fn frames_grow_in_front_by_moving() {
-        let mut memory = AfxdpMemory::map(1, 2048, Sharing::Copy).unwrap();
+        let mut memory = AfxdpMemory::map(1, 2048).unwrap();
         let mut frame = memory.allocate().unwrap();
         assert!(memory.allocate().is_none());
         let capacity = memory.chunk_len - 256;

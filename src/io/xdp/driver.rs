@@ -134,15 +134,14 @@ type Opened<R> = (Socket<R>, Option<String>);
 /// A socket for each queue over one memory. Zero-copy where the filter is native and the card can; where none can, the memory is laid out
 /// for the kernel to copy.
 fn open_sockets<R: Rings>(config: &XdpConfig) -> Result<(R::Memory, Vec<Opened<R>>), XdpError> {
-    let map = |sharing| R::Memory::map(chunks(config), chunk_len(config.frame_len), sharing);
-    let mut memory = map(Sharing::ZeroCopy)?;
+    let mut memory = R::Memory::map(chunks(config), chunk_len(config.frame_len))?;
     let attempt = |binding: &QueueBinding| {
         let open = || Socket::open(&memory, binding, Sharing::ZeroCopy);
         binding.native.then(open).transpose()
     };
     let attempts: Vec<_> = config.queues.iter().map(attempt).collect();
     if !attempts.iter().any(|attempt| matches!(attempt, Ok(Some(_)))) {
-        memory = map(Sharing::Copy)?;
+        memory = memory.for_copying();
     }
     let open = |(binding, attempt)| {
         let reason = match attempt {

@@ -118,7 +118,7 @@ impl Frame for XdpFrame {
 mod tests {
     use super::super::memory::XdpMemory;
     use super::super::rings::FrameMemory;
-    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN, Sharing};
+    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN};
     use super::*;
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn grows_no_further(chunk_len: usize) {
-        let mut memory = XdpMemory::map(2, chunk_len, Sharing::Copy).unwrap();
+        let mut memory = XdpMemory::map(2, chunk_len).unwrap();
         let mut frame = memory.allocate().unwrap();
         assert_eq!(frame.bytes().len(), 0);
         frame.set_len(len_max(chunk_len)).unwrap();

@@ -75,6 +75,30 @@ impl StandIns {
 }
 
 impl XdpMemory {
+    fn laid_out(memory: MmapRaw, chunks: usize, chunk_len: usize, sharing: Sharing) -> XdpMemory {
+        let aligned = sharing == Sharing::ZeroCopy;
+        let step = chunk_len + if aligned { 0 } else { APART };
+        let end = (chunks * step).next_multiple_of(STAND_IN_LEN);
+        XdpMemory {
+            memory,
+            free: (0..chunks).rev().map(|n| (n * step) as u64).collect(),
+            chunks,
+            chunk_len,
+            aligned,
+            stand_ins: StandIns::new(end as u64),
+        }
+    }
+
+    /// A new one, laid out for such sockets.
+    #[cfg(test)]
+    pub(super) fn map_for(sharing: Sharing, chunks: u32, chunk_len: usize) -> XdpMemory {
+        let memory = XdpMemory::map(chunks, chunk_len).unwrap();
+        match sharing {
+            Sharing::ZeroCopy => memory,
+            Sharing::Copy => memory.for_copying(),
+        }
+    }
+
     /// As sockets register it.
     pub(super) fn registration(&self) -> XdpUmemReg {
         XdpUmemReg {
@@ -182,11 +206,10 @@ impl FrameMemory for XdpMemory {
     type Frame = XdpFrame;
     type Chunk = u64;
 
-    fn map(chunks: u32, chunk_len: usize, sharing: Sharing) -> Result<XdpMemory, XdpError> {
-        let aligned = sharing == Sharing::ZeroCopy;
-        let step = chunk_len + if aligned { 0 } else { APART };
-        let end = (chunks as usize * step).next_multiple_of(STAND_IN_LEN);
-        let len = (end + STAND_INS * STAND_IN_LEN).next_multiple_of(PAGE_LEN_MAX);
+    fn map(chunks: u32, chunk_len: usize) -> Result<XdpMemory, XdpError> {
+        // As long as either layout needs.
+        let len = chunks as usize * (chunk_len + APART) + (STAND_INS + 1) * STAND_IN_LEN;
+        let len = len.next_multiple_of(PAGE_LEN_MAX);
         let failed = |source| XdpError::Memory {
             mib: (len / (1 << 20)) as u64,
             source,
@@ -194,14 +217,17 @@ impl FrameMemory for XdpMemory {
         let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon().map_err(failed)?);
         // Of small pages there are more than the processor remembers. Its result is of no interest: without, it is slower, not wrong.
         _ = memory.advise(Advice::HugePage);
-        Ok(XdpMemory {
+        Ok(XdpMemory::laid_out(
             memory,
-            free: (0..chunks as u64).rev().map(|n| n * step as u64).collect(),
-            chunks: chunks as usize,
+            chunks as usize,
             chunk_len,
-            aligned,
-            stand_ins: StandIns::new(end as u64),
-        })
+            Sharing::ZeroCopy,
+        ))
+    }
+
+    fn for_copying(self) -> XdpMemory {
+        debug_assert_eq!(self.outstanding(), 0);
+        XdpMemory::laid_out(self.memory, self.chunks, self.chunk_len, Sharing::Copy)
     }
 
     #[inline]
@@ -253,7 +279,7 @@ mod tests {
 
     fn each_comes_back(chunk_len: usize, sharing: Sharing) {
         let len_max = len_max(chunk_len);
-        let mut memory = XdpMemory::map(8, chunk_len, sharing).unwrap();
+        let mut memory = XdpMemory::map_for(sharing, 8, chunk_len);
         let chunks: Vec<u64> = memory.free_chunks().iter().rev().copied().collect();
         assert!(chunks.windows(2).all(|pair| pair[0] + chunk_len as u64 <= pair[1]));
         let mut frames: Vec<XdpFrame> = std::iter::from_fn(|| memory.allocate()).collect();
@@ -315,7 +341,7 @@ mod tests {
     #[test]
     fn short_frames_have_stand_ins() {
         const FRAMES: usize = 2 * STAND_INS;
-        let mut memory = XdpMemory::map(FRAMES as u32, CHUNK_LEN_MIN, Sharing::Copy).unwrap();
+        let mut memory = XdpMemory::map_for(Sharing::Copy, FRAMES as u32, CHUNK_LEN_MIN);
         let all = sorted(&memory.free);
         let lens = [60, STAND_IN_LEN + 1, 1, STAND_IN_LEN];
         for _ in 0..2 {

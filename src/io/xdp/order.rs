@@ -64,7 +64,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{Sharing, XdpError};
+    use super::super::XdpError;
     use super::*;
 
     /// Numbers for frames.
@@ -74,8 +74,12 @@ mod tests {
         type Frame = usize;
         type Chunk = usize;
 
-        fn map(chunks: u32, _: usize, _: Sharing) -> Result<Numbers, XdpError> {
+        fn map(chunks: u32, _: usize) -> Result<Numbers, XdpError> {
             Ok(Numbers((0..chunks as usize).rev().collect()))
+        }
+
+        fn for_copying(self) -> Numbers {
+            self
         }
 
         fn step(&self) -> Option<usize> {

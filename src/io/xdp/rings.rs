@@ -67,8 +67,11 @@ pub trait FrameMemory: Sized {
     /// What is known of a free chunk.
     type Chunk;
 
-    /// That many chunks of so many bytes, for sockets that all copy, or of which some do not.
-    fn map(chunks: u32, chunk_len: usize, sharing: Sharing) -> Result<Self, XdpError>;
+    /// That many chunks of so many bytes, for sockets of which some may be zero-copy.
+    fn map(chunks: u32, chunk_len: usize) -> Result<Self, XdpError>;
+
+    /// The same memory for sockets for all of which the kernel copies. It has no socket yet, and all chunks are free.
+    fn for_copying(self) -> Self;
 
     /// From the address of a chunk to its neighbour's, where the kernel finds what it knows of a chunk by that. `None`: it does not.
     fn step(&self) -> Option<usize>;
@@ -245,7 +248,7 @@ mod tests {
             queue: 0,
             native: true,
         };
-        let mut memory = XdpMemory::map(8, chunk_len, sharing).unwrap();
+        let mut memory = XdpMemory::map_for(sharing, 8, chunk_len);
         let mut rings = XdpRings::open(&memory, &binding, Sharing::Copy).unwrap();
         interface.add_socket(0, rings.fd()).unwrap();
         assert_eq!(rings.fill(&mut memory, 9), 8);

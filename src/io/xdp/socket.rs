@@ -369,7 +369,7 @@ mod tests {
                 queue: 0,
                 native: true,
             };
-            let mut memory = XdpMemory::map(FRAMES, CHUNK_LEN_MIN, sharing).unwrap();
+            let mut memory = XdpMemory::map_for(sharing, FRAMES, CHUNK_LEN_MIN);
             Rig {
                 socket: Socket::over(rings, &memory, &binding, sharing),
                 chunks: memory.free_chunks().iter().rev().copied().collect(),
