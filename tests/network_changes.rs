@@ -57,7 +57,7 @@ fn a_larger_mtu_of_the_director() {
     let index = s.topology.director.link("eth0").unwrap().index;
     s.topology.director.netlink().set_mtu(index, 3000).unwrap();
     let director = s.director().unwrap().process();
-    let is_told = |line: &str| line.contains("interface eth0: MTU 3000") && line.contains("longer than 1650 ");
+    let is_told = |line: &str| line.contains("interface eth0: MTU 3000") && line.contains("longer than 1778 ");
     director.wait_for_line(Duration::from_secs(5), is_told).unwrap();
     s.request(Method::Route, Family::V4).expect("an answer");
     drop(s.take_director());

@@ -101,26 +101,47 @@ impl Lane {
             return Err(wrong(format!("{}: {arrived} of {sent} frames arrived", self.name)));
         }
         Ok(Cost {
-            ns: (packets + source).as_nanos() as f64 / arrived as f64,
-            arrived: arrived as f64 / sent as f64,
-            others: others.as_secs_f64() / start.elapsed().as_secs_f64(),
+            spent: packets + source,
+            sent,
+            arrived,
+            others,
+            took: start.elapsed(),
         })
     }
 }
 
+/// Of a turn, or of all turns of a run.
+#[derive(Clone, Copy, Default)]
 struct Cost {
+    /// CPU time for the frames.
+    spent: Duration,
+    sent: u64,
+    arrived: u64,
+    /// CPU time of the director's other threads meanwhile.
+    others: Duration,
+    took: Duration,
+}
+
+impl Cost {
     /// CPU nanoseconds for each frame that arrived.
-    ns: f64,
-    /// Share of the frames.
-    arrived: f64,
-    /// Share of a CPU that the director's other threads took meanwhile.
-    others: f64,
+    fn ns(&self) -> f64 {
+        self.spent.as_nanos() as f64 / self.arrived as f64
+    }
+
+    fn add(&mut self, other: &Cost) {
+        self.spent += other.spent;
+        self.sent += other.sent;
+        self.arrived += other.arrived;
+        self.others += other.others;
+        self.took += other.took;
+    }
 }
 
 /// Frames of a turn: a burst that finds what the others' turns have left in the caches, and one that does not.
 const TURN: u32 = 2 * BURST;
 
-fn turn_count(setup: &Setup) -> usize {
+/// Turns of a run; of `onepacket`, bursts.
+fn turn_count(setup: &Setup) -> u32 {
     if setup.quick { 36 } else { 96 }
 }
 
@@ -135,14 +156,18 @@ fn cost_row(setup: &Setup, row: &mut Row, lanes: &mut [Lane]) -> Result<(), Erro
     }
     for _ in 0..setup.runs {
         let mut turns = vec![Vec::new(); lanes.len()];
+        let mut sums = vec![Cost::default(); lanes.len()];
         for _ in 0..turn_count(setup) {
             for (n, lane) in lanes.iter_mut().enumerate() {
                 setup.go_on()?;
                 let cost = lane.cost(TURN)?;
-                turns[n].push(cost.ns);
-                least[n] = least[n].min(cost.arrived);
-                others[n] = others[n].max(cost.others);
+                turns[n].push(cost.ns());
+                sums[n].add(&cost);
             }
+        }
+        for (n, sum) in sums.iter().enumerate() {
+            least[n] = least[n].min(sum.arrived as f64 / sum.sent as f64);
+            others[n] = others[n].max(sum.others.as_secs_f64() / sum.took.as_secs_f64());
         }
         let of_run: Vec<f64> = turns.iter().map(|ns| quartile(ns, 1)).collect();
         values[0].push(of_run[0]);
@@ -251,7 +276,7 @@ pub fn one_packet(setup: &Setup) -> Result<Row, Error> {
         for (peer, values) in &mut peers {
             setup.go_on()?;
             let mut lane = Lane::build(setup, "onepacket", *peer, MILLION, Order::InTurn)?;
-            let ns = lane.cost(turn_count(setup) as u32 * BURST)?.ns;
+            let ns = lane.cost(turn_count(setup) * BURST)?.ns();
             match peer {
                 Peer::Base => base = ns,
                 _ => values.push(1e9 / (ns - base)),

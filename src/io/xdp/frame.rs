@@ -1,8 +1,8 @@
 //! A frame in the memory that a worker shares with the kernel.
 //!
 //! ```text
-//! chunk:  | kernel (256) | headroom (128) | frame              | tail room |
-//!                        0                start                start + len
+//! chunk:  | headroom (256) | frame              | tail room |
+//!         0                start                start + len
 //! ```
 #![allow(unsafe_code, reason = "bytes of a chunk, which belongs to whoever has its frame")]
 
@@ -11,23 +11,21 @@ use std::ptr::NonNull;
 use crate::packet::frame::HEADROOM_MIN;
 use crate::packet::{ChecksumOffload, Frame, NoRoom, Offload, Window};
 
-/// Headroom of received and allocated frames.
-pub const HEADROOM: usize = 128;
+/// Headroom of received and allocated frames: what the kernel leaves in front of a frame (`XDP_PACKET_HEADROOM`), which is ours once the
+/// frame is. No more is asked of it: where chunks are not aligned, Linux 6.13 to 6.14.5 says the wrong place then (its commit bf20af079099).
+pub const HEADROOM: usize = 256;
 
 const _: () = assert!(HEADROOM >= HEADROOM_MIN);
 
-/// What the kernel keeps for itself in front of a frame to receive into (`XDP_PACKET_HEADROOM`).
-pub(super) const KERNEL_LEN: usize = 256;
-
 /// Longest frame that is received or can be sent, in a chunk of that length.
 pub(super) const fn len_max(chunk_len: usize) -> usize {
-    chunk_len - KERNEL_LEN - HEADROOM
+    chunk_len - HEADROOM
 }
 
 /// A chunk of a worker's frame memory. It has no owner but the driver that handed it out, and must come back to it: so there is
 /// never a second frame of its chunk, and the memory is there as long as it is.
 pub struct XdpFrame {
-    /// The bytes of the chunk that are ours.
+    /// The chunk.
     room: NonNull<u8>,
     room_len: u16,
     window: Window,
@@ -39,15 +37,14 @@ impl XdpFrame {
     #[inline(always)]
     pub(super) fn new(chunk: NonNull<u8>, chunk_len: usize, start: usize, len: usize) -> XdpFrame {
         XdpFrame {
-            // SAFETY: a chunk is longer.
-            room: unsafe { chunk.add(KERNEL_LEN) },
-            room_len: (chunk_len - KERNEL_LEN) as u16,
+            room: chunk,
+            room_len: chunk_len as u16,
             window: Window::new(start, len),
             checksum: ChecksumOffload::default(),
         }
     }
 
-    /// A byte of its chunk.
+    /// The first byte of its chunk.
     #[inline(always)]
     pub(super) fn room(&self) -> NonNull<u8> {
         self.room
@@ -136,8 +133,8 @@ mod tests {
         frame.bytes_mut().fill(7);
         frame.grow_front(HEADROOM).unwrap();
         assert_eq!(frame.grow_front(1), Err(NoRoom));
-        assert_eq!(frame.bytes().len(), 188);
-        frame.shrink_front(128);
+        assert_eq!(frame.bytes().len(), HEADROOM + 60);
+        frame.shrink_front(HEADROOM);
         assert_eq!(frame.bytes(), [7; 60]);
         assert_eq!(frame.grow_front(usize::MAX), Err(NoRoom));
         assert_eq!(frame.set_len(usize::MAX), Err(NoRoom));

@@ -11,9 +11,8 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::net::xdp::{XdpUmemReg, XdpUmemRegFlags};
 
 use super::XdpError;
-use super::frame::{HEADROOM, KERNEL_LEN, XdpFrame};
+use super::frame::{HEADROOM, XdpFrame};
 use super::rings::FrameMemory;
-use super::socket::Sharing;
 
 /// Chunks one behind the other, and stand-ins behind them.
 ///
@@ -26,13 +25,14 @@ pub struct XdpMemory {
     chunks: usize,
     /// A power of two.
     chunk_len: usize,
-    aligned: bool,
+    /// From a chunk to the next.
+    apart: usize,
     stand_ins: StandIns,
 }
 
-/// Bytes between chunks that need not be aligned. All their headers would be in few sets of a processor's cache, which does not hold a
-/// ring of them then (perf/README.md).
-const APART: usize = 64;
+/// Bytes between chunks that need not be aligned. Without them all headers would be in few sets of a processor's cache, which does not hold
+/// a ring of them then (perf/README.md).
+const GAP: usize = 64;
 
 /// Short frames that the kernel copies are sent from few places that are used over and over. It has each page of the memory mapped by
 /// itself, and a ring of chunks is more pages than the processor remembers: to walk to a frame's took it a fifth of what
@@ -53,7 +53,7 @@ const STAND_IN_LEN: usize = 256;
 
 const _: () = assert!(STAND_INS <= u16::MAX as usize);
 
-/// The kernel counts memory in pages, of any length on some processors.
+/// Memory is registered in whole chunks, if they are aligned, and mapped in whole pages, the longest of which this is.
 const PAGE_LEN_MAX: usize = 1 << 16;
 
 impl StandIns {
@@ -75,28 +75,22 @@ impl StandIns {
 }
 
 impl XdpMemory {
-    fn laid_out(memory: MmapRaw, chunks: usize, chunk_len: usize, sharing: Sharing) -> XdpMemory {
-        let aligned = sharing == Sharing::ZeroCopy;
-        let step = chunk_len + if aligned { 0 } else { APART };
-        let end = (chunks * step).next_multiple_of(STAND_IN_LEN);
+    fn laid_out(memory: MmapRaw, chunks: usize, chunk_len: usize, gap: usize) -> XdpMemory {
+        let apart = chunk_len + gap;
+        let end = (chunks * apart).next_multiple_of(STAND_IN_LEN);
         XdpMemory {
             memory,
-            free: (0..chunks).rev().map(|n| (n * step) as u64).collect(),
+            free: (0..chunks).rev().map(|n| (n * apart) as u64).collect(),
             chunks,
             chunk_len,
-            aligned,
+            apart,
             stand_ins: StandIns::new(end as u64),
         }
     }
 
-    /// A new one, laid out for such sockets.
-    #[cfg(test)]
-    pub(super) fn map_for(sharing: Sharing, chunks: u32, chunk_len: usize) -> XdpMemory {
-        let memory = XdpMemory::map(chunks, chunk_len).unwrap();
-        match sharing {
-            Sharing::ZeroCopy => memory,
-            Sharing::Copy => memory.for_copying(),
-        }
+    #[inline(always)]
+    fn is_aligned(&self) -> bool {
+        self.apart == self.chunk_len
     }
 
     /// As sockets register it.
@@ -105,8 +99,8 @@ impl XdpMemory {
             addr: self.memory.as_ptr().addr() as u64,
             len: self.memory.len() as u64,
             chunk_size: self.chunk_len as u32,
-            headroom: HEADROOM as u32,
-            flags: match self.aligned {
+            headroom: 0,
+            flags: match self.is_aligned() {
                 true => XdpUmemRegFlags::empty(),
                 false => XdpUmemRegFlags::XDP_UMEM_UNALIGNED_CHUNK_FLAG,
             },
@@ -119,32 +113,26 @@ impl XdpMemory {
     pub(super) fn frame(&self, address: u64, len: u32) -> XdpFrame {
         let chunk = self.chunk_of(address);
         let at = (place(address) - chunk) as usize;
-        debug_assert!(at >= KERNEL_LEN, "a frame at {at} of its chunk");
-        XdpFrame::new(self.at(chunk), self.chunk_len, at - KERNEL_LEN, len as usize)
+        XdpFrame::new(self.at(chunk), self.chunk_len, at, len as usize)
     }
 
-    /// The chunk of that address, or of one in it.
+    /// The chunk of that address, as the kernel and `address_of` have those of frames.
     #[inline(always)]
     pub(super) fn chunk_of(&self, address: u64) -> u64 {
-        match self.aligned {
+        match self.is_aligned() {
             true => address & !(self.chunk_len as u64 - 1),
             false => address & XSK_UNALIGNED_BUF_ADDR_MASK,
         }
-    }
-
-    #[inline(always)]
-    fn chunk_with(&self, frame: &XdpFrame) -> u64 {
-        self.distance(frame.room()) - KERNEL_LEN as u64
     }
 
     /// Where the kernel finds a frame.
     #[inline(always)]
     pub(super) fn address_of(&self, frame: &XdpFrame) -> u64 {
         let place = self.distance(frame.first());
-        match self.aligned {
+        match self.is_aligned() {
             true => place,
             false => {
-                let chunk = self.chunk_with(frame);
+                let chunk = self.distance(frame.room());
                 chunk | (place - chunk) << XSK_UNALIGNED_BUF_OFFSET_SHIFT
             }
         }
@@ -155,7 +143,7 @@ impl XdpMemory {
         (to.addr().get() - self.memory.as_ptr().addr()) as u64
     }
 
-    /// Takes back the chunk of that address, or of one in it, or the chunk whose stand-in has that address.
+    /// Takes back the chunk of that address, or the chunk whose stand-in has that address.
     #[inline(always)]
     pub(super) fn give_back(&mut self, address: u64) {
         let chunk = self.stand_ins.give_back(address & XSK_UNALIGNED_BUF_ADDR_MASK);
@@ -190,7 +178,10 @@ impl XdpMemory {
 
     #[inline(always)]
     fn at(&self, chunk: u64) -> NonNull<u8> {
-        debug_assert!(chunk < self.stand_ins.first, "no chunk at {chunk}");
+        debug_assert!(
+            chunk < self.stand_ins.first && chunk.is_multiple_of(self.apart as u64),
+            "no chunk at {chunk}"
+        );
         // SAFETY: addresses come from `free`, or from the kernel for frames that it had from there: all in the memory, which is not at 0.
         unsafe { NonNull::new_unchecked(self.memory.as_mut_ptr().add(chunk as usize)) }
     }
@@ -208,7 +199,7 @@ impl FrameMemory for XdpMemory {
 
     fn map(chunks: u32, chunk_len: usize) -> Result<XdpMemory, XdpError> {
         // As long as either layout needs.
-        let len = chunks as usize * (chunk_len + APART) + (STAND_INS + 1) * STAND_IN_LEN;
+        let len = chunks as usize * (chunk_len + GAP) + (STAND_INS + 1) * STAND_IN_LEN;
         let len = len.next_multiple_of(PAGE_LEN_MAX);
         let failed = |source| XdpError::Memory {
             mib: (len / (1 << 20)) as u64,
@@ -217,17 +208,12 @@ impl FrameMemory for XdpMemory {
         let memory = MmapRaw::from(MmapOptions::new().len(len).map_anon().map_err(failed)?);
         // Of small pages there are more than the processor remembers. Its result is of no interest: without, it is slower, not wrong.
         _ = memory.advise(Advice::HugePage);
-        Ok(XdpMemory::laid_out(
-            memory,
-            chunks as usize,
-            chunk_len,
-            Sharing::ZeroCopy,
-        ))
+        Ok(XdpMemory::laid_out(memory, chunks as usize, chunk_len, 0))
     }
 
     fn for_copying(self) -> XdpMemory {
         debug_assert_eq!(self.outstanding(), 0);
-        XdpMemory::laid_out(self.memory, self.chunks, self.chunk_len, Sharing::Copy)
+        XdpMemory::laid_out(self.memory, self.chunks, self.chunk_len, GAP)
     }
 
     #[inline]
@@ -238,11 +224,11 @@ impl FrameMemory for XdpMemory {
 
     #[inline]
     fn free(&mut self, frame: XdpFrame) {
-        self.free.push(self.chunk_with(&frame));
+        self.free.push(self.distance(frame.room()));
     }
 
     fn step(&self) -> Option<usize> {
-        self.aligned.then_some(self.chunk_len)
+        self.is_aligned().then_some(self.chunk_len)
     }
 
     #[inline]
@@ -263,9 +249,20 @@ impl FrameMemory for XdpMemory {
 #[cfg(test)]
 mod tests {
     use super::super::frame::len_max;
-    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN};
+    use super::super::{CHUNK_LEN_MAX, CHUNK_LEN_MIN, Sharing};
     use super::*;
     use crate::packet::Frame;
+
+    impl XdpMemory {
+        /// A new one, laid out for such sockets.
+        pub(in crate::io::xdp) fn map_for(sharing: Sharing, chunks: u32, chunk_len: usize) -> XdpMemory {
+            let memory = XdpMemory::map(chunks, chunk_len).unwrap();
+            match sharing {
+                Sharing::ZeroCopy => memory,
+                Sharing::Copy => memory.for_copying(),
+            }
+        }
+    }
 
     /// Goal: no chunk is lost, and none is handed out twice. How: all of them, written to and looked at again; then frames that begin
     /// and end anywhere in their chunks, by their addresses and back.
@@ -288,10 +285,10 @@ mod tests {
             frame.set_len(60).unwrap();
             frame.bytes_mut().fill(n);
             // As the kernel has it of a frame that it received.
-            let behind = (KERNEL_LEN + HEADROOM) as u64;
+            let behind = HEADROOM as u64;
             let address = match sharing {
                 Sharing::ZeroCopy => chunks[n as usize] + behind,
-                Sharing::Copy => chunks[n as usize] | behind << 48,
+                Sharing::Copy => chunks[n as usize] | behind << XSK_UNALIGNED_BUF_OFFSET_SHIFT,
             };
             assert_eq!(memory.address_of(frame), address);
         }

@@ -109,7 +109,7 @@ pub enum XdpError {
         source: io::Error,
     },
     /// A queue refused.
-    #[error("cannot {what} an AF_XDP socket on queue {queue} of interface {interface}: {source}{}", hint(.source))]
+    #[error("cannot {what} an AF_XDP socket on queue {queue} of interface {interface}: {source}{}", hint(.what, .source))]
     Socket {
         /// Name of the interface.
         interface: String,
@@ -150,15 +150,17 @@ impl XdpError {
     }
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EBUSY) => " (another AF_XDP socket has this queue)",
-        Some(libc::EINVAL) => " (no such queue, or its ring is too small)",
-        Some(libc::ENETDOWN) => " (the interface is down)",
-        Some(libc::ENODEV) => " (there is no such interface)",
-        Some(libc::EOPNOTSUPP) => " (the interface's driver cannot)",
-        Some(libc::EAFNOSUPPORT) => " (the kernel has no AF_XDP: use --driver raw)",
-        Some(libc::EPERM) => " (needs CAP_NET_RAW)",
+fn hint(what: &str, error: &io::Error) -> &'static str {
+    let Some(errno) = error.raw_os_error() else { return "" };
+    match (what, errno) {
+        ("bind", libc::EBUSY) => " (another AF_XDP socket has this queue)",
+        ("bind", libc::EINVAL) => " (no such queue, or its ring is too small)",
+        ("give memory to", libc::ENOBUFS) => " (more memory would be locked than is allowed: ulimit -l)",
+        (_, libc::ENETDOWN) => " (the interface is down)",
+        (_, libc::ENODEV) => " (there is no such interface)",
+        (_, libc::EOPNOTSUPP) => " (the interface's driver cannot)",
+        (_, libc::EAFNOSUPPORT) => " (the kernel has no AF_XDP: use --driver raw)",
+        (_, libc::EPERM) => " (needs CAP_NET_RAW)",
         _ => "",
     }
 }

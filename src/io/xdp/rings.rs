@@ -216,21 +216,31 @@ mod tests {
     }
 
     /// Goal: the kernel puts frames where we take them from, and sends what we wrote, from memory laid out for zero-copy (a worker may have
-    /// such a socket beside others) as from the other, in chunks of both lengths. How: more frames than there are chunks, shorter and longer
-    /// than a stand-in, come in at a veth, are changed and go back.
+    /// such a socket beside others) as from the other, in chunks of both lengths. How: all chunks at once hold frames that came in at a veth,
+    /// shorter and longer than a stand-in, some over the end of a page; some become longer or shorter in front; all go back.
     #[test]
     fn frames_go_through_either_memory() {
         for sharing in [Sharing::Copy, Sharing::ZeroCopy] {
-            for chunk_len in [CHUNK_LEN_MIN, CHUNK_LEN_MAX] {
-                in_namespace(|| go_through(sharing, chunk_len));
-            }
+            in_namespace(|| go_through(sharing, CHUNK_LEN_MIN, 1500));
+            in_namespace(|| go_through(sharing, CHUNK_LEN_MAX, 3400));
         }
     }
 
-    fn go_through(sharing: Sharing, chunk_len: usize) {
+    /// The same with its header so many bytes further in front, or behind.
+    fn moved(mut frame: Vec<u8>, longer: isize) -> Vec<u8> {
+        let link: Vec<u8> = frame.drain(..14).collect();
+        match longer {
+            0.. => _ = frame.splice(..0, vec![0; longer as usize]),
+            _ => _ = frame.drain(..-longer as usize),
+        }
+        [link, frame].concat()
+    }
+
+    fn go_through(sharing: Sharing, chunk_len: usize, mtu: usize) {
         ip("link add a0 type veth peer name b0");
-        ip("link set a0 up");
-        ip("link set b0 up");
+        for end in ["a0", "b0"] {
+            ip(&format!("link set {end} mtu {mtu} up"));
+        }
         wait_up("a0");
         let mut maps = FilterMaps::new().unwrap();
         let (protocol, address, port) = (Udp, "10.9.0.1".parse().unwrap(), PORT);
@@ -253,25 +263,52 @@ mod tests {
         interface.add_socket(0, rings.fd()).unwrap();
         assert_eq!(rings.fill(&mut memory, 9), 8);
         let client = Sniffer::new("b0");
-        for (number, len) in (0..20).zip([60, 1400, 257, 256].into_iter().cycle()) {
-            client.send(&datagram(number, len));
+        let mut over_a_page = 0;
+        for round in 0..4 {
+            let sent: Vec<Vec<u8>> = (0..8u8)
+                .zip([60, mtu + 14, 257, mtu + 10, 256].into_iter().cycle().skip(round))
+                .map(|(number, len)| datagram(number, len))
+                .collect();
+            sent.iter().for_each(|frame| client.send(frame));
             let (mut batch, end) = (Vec::new(), Instant::now() + Duration::from_secs(2));
-            while rings.receive(&memory, &mut batch, InterfaceId(0), 64) == 0 {
-                assert!(Instant::now() < end, "frame {number} of {len} bytes does not come");
+            while batch.len() < 8 {
+                rings.receive(&memory, &mut batch, InterfaceId(0), 64);
+                assert!(Instant::now() < end, "{} of 8 frames come", batch.len());
             }
-            let Received { mut frame, .. } = batch.pop().unwrap();
-            assert!(batch.is_empty() && frame.bytes() == datagram(number, len));
-            frame.bytes_mut()[42..].fill(number + 100);
-            rings.queue(&memory, frame);
+            assert!(batch.iter().map(|received| received.frame.bytes()).eq(&sent));
+            let longer = [0, 4, -4];
+            for (Received { mut frame, .. }, longer) in batch.into_iter().zip(longer.into_iter().cycle()) {
+                let place = frame.bytes().as_ptr().addr();
+                over_a_page += usize::from(place / 4096 != (place + frame.len() - 1) / 4096);
+                let new = moved(frame.bytes().to_vec(), longer);
+                match longer {
+                    0.. => frame.grow_front(longer as usize).unwrap(),
+                    _ => frame.shrink_front(-longer as usize),
+                }
+                frame.bytes_mut().copy_from_slice(&new);
+                rings.queue(&memory, frame);
+            }
             rings.submit(&mut memory);
             wakeup::kick_transmit(rings.fd()).unwrap();
-            let back = client.next(|frame| frame.len() == len && frame[42] == number + 100);
-            assert_eq!(back.unwrap()[42..], datagram(number + 100, len)[42..]);
-            while rings.complete(&mut memory, 1) == 0 {
-                assert!(Instant::now() < end, "frame {number} of {len} bytes does not come back");
+            for (frame, longer) in sent.into_iter().zip(longer.into_iter().cycle()) {
+                let new = moved(frame, longer);
+                assert!(
+                    client.next(|frame| frame == new).is_some(),
+                    "{} bytes are not sent",
+                    new.len()
+                );
             }
-            assert_eq!(rings.fill(&mut memory, 9), 1, "its chunk");
+            let mut back = 0;
+            while back < 8 {
+                back += rings.complete(&mut memory, 8);
+                assert!(Instant::now() < end, "{back} of 8 frames come back");
+            }
+            assert_eq!(rings.fill(&mut memory, 9), 8, "their chunks");
         }
+        assert!(
+            over_a_page > 0 || sharing == Sharing::ZeroCopy,
+            "no frame is in two pages"
+        );
         interface.detach().unwrap();
     }
 }

@@ -264,7 +264,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::frame::KERNEL_LEN;
     use super::super::{CHUNK_LEN_MIN, HEADROOM, XdpFrame, XdpMemory};
     use super::*;
     use crate::table::InterfaceId;
@@ -406,7 +405,13 @@ mod tests {
             self.hear();
             let rings = &mut self.socket.rings;
             let chunks = rings.fill.drain(..n.min(rings.fill.len()));
-            let behind = ((KERNEL_LEN + HEADROOM) as u64) << if self.memory.step().is_some() { 0 } else { 48 };
+            let aligned = self.memory.step().is_some();
+            let behind = (HEADROOM as u64)
+                << if aligned {
+                    0
+                } else {
+                    libc::XSK_UNALIGNED_BUF_OFFSET_SHIFT
+                };
             rings.arrived.extend(chunks.map(|chunk| chunk + behind));
         }
 

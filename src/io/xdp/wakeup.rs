@@ -1,4 +1,4 @@
-//! What the crates do not show: waking the kernel, what a socket really got, and what was counted on it.
+//! Waking the kernel, what a socket really got, and what was counted on it.
 //!
 //! In copy mode the kernel always wants to be woken to send; on zero-copy cards that are busy anyway, a kick is saved.
 #![allow(unsafe_code, reason = "sendto and recvfrom without data, socket options")]
