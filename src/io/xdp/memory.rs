@@ -17,7 +17,7 @@ use super::rings::FrameMemory;
 /// Chunks one behind the other, and stand-ins behind them.
 ///
 /// An address, as the kernel has them, counts bytes from the beginning. Where the kernel copies, chunks begin anywhere
-/// (`XDP_UMEM_UNALIGNED_CHUNK_FLAG`): then the upper 16 bits of an address are how far behind the chunk's beginning, the lower 48, it is.
+/// (`XDP_UMEM_UNALIGNED_CHUNK_FLAG`): then its lower 48 bits are where the chunk begins, and its upper 16 how far behind that.
 pub struct XdpMemory {
     memory: MmapRaw,
     /// Addresses of chunks.

@@ -1,9 +1,9 @@
 //! The order in which the kernel gets frames to receive into, where chunks are aligned: by address, round and round.
 //!
-//! The kernel keeps a table about all chunks (`struct xdp_buff_xsk`, 128 bytes each), in the order of their addresses if they are aligned,
-//! and touches a chunk's entry whenever it takes it. In order, the processor has the next ones ready; out of order, each is a cache miss: 100 ns a frame, measured in
-//! copy mode. The free frames are a stack, so batches of different lengths, and frames dropped or held, would mix them up
-//! within seconds.
+//! The kernel keeps a table about all chunks (`struct xdp_buff_xsk`, 128 bytes each), in the order of their addresses if they are
+//! aligned, and touches a chunk's entry whenever it takes it. In order, the processor has the next ones ready; out of order, each is a
+//! cache miss: 100 ns a frame, measured in copy mode. The free frames are a stack, so batches of different lengths, and frames dropped
+//! or held, would mix them up within seconds.
 
 use std::cmp::Reverse;
 

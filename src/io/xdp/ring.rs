@@ -50,29 +50,29 @@ impl SocketRings {
     pub fn map(socket: &OwnedFd) -> io::Result<SocketRings> {
         let offsets = xdp_mmap_offsets(socket)?;
         let socket = socket.as_raw_fd();
-        let (receive, transmit) = (libc::XDP_PGOFF_RX_RING as u64, libc::XDP_PGOFF_TX_RING as u64);
         Ok(SocketRings {
-            fill: Producer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_FILL_RING, all_of(offsets.fr)?)?),
-            receive: Consumer::new(Ring::map(socket, receive, all_of(offsets.rx)?)?),
-            transmit: Producer::new(Ring::map(socket, transmit, all_of(offsets.tx)?)?),
-            completion: Consumer::new(Ring::map(
-                socket,
-                libc::XDP_UMEM_PGOFF_COMPLETION_RING,
-                all_of(offsets.cr)?,
-            )?),
+            fill: Producer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_FILL_RING, offsets.fr)?),
+            receive: Consumer::new(Ring::map(socket, libc::XDP_PGOFF_RX_RING as u64, offsets.rx)?),
+            transmit: Producer::new(Ring::map(socket, libc::XDP_PGOFF_TX_RING as u64, offsets.tx)?),
+            completion: Consumer::new(Ring::map(socket, libc::XDP_UMEM_PGOFF_COMPLETION_RING, offsets.cr)?),
         })
     }
 }
 
 /// Where in a ring's memory things are, if the kernel has them all.
 fn all_of(offsets: XdpRingOffset) -> io::Result<xdp_ring_offset> {
-    let flags = offsets
-        .flags
-        .ok_or_else(|| io::Error::other("this kernel's rings do not say when it sleeps (Linux 5.4)"))?;
+    let flags = offsets.flags;
+    let flags = flags.ok_or_else(|| io::Error::other("this kernel's rings do not say when it sleeps (Linux 5.4)"))?;
+    let XdpRingOffset {
+        producer,
+        consumer,
+        desc,
+        ..
+    } = offsets;
     Ok(xdp_ring_offset {
-        producer: offsets.producer,
-        consumer: offsets.consumer,
-        desc: offsets.desc,
+        producer,
+        consumer,
+        desc,
         flags,
     })
 }
@@ -87,7 +87,8 @@ struct Ring<T> {
 }
 
 impl<T: Entry> Ring<T> {
-    fn map(socket: RawFd, page: u64, offsets: xdp_ring_offset) -> io::Result<Ring<T>> {
+    fn map(socket: RawFd, page: u64, offsets: XdpRingOffset) -> io::Result<Ring<T>> {
+        let offsets = all_of(offsets)?;
         let len = offsets.desc as usize + RING as usize * size_of::<T>();
         let counters = [offsets.producer, offsets.consumer, offsets.flags];
         let inside = |&at: &u64| at.is_multiple_of(4) && at as usize + size_of::<AtomicU32>() <= len;
@@ -229,11 +230,11 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096 + u64::from(RING) * 8).unwrap();
         // As the kernel lays them out: counters in cache lines of their own.
-        let offsets = xdp_ring_offset {
+        let offsets = XdpRingOffset {
             producer: 0,
             consumer: 64,
             desc: 320,
-            flags: 4,
+            flags: Some(4),
         };
         let ring = || Ring {
             next: at,
